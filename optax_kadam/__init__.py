@@ -1,0 +1,14 @@
+"""Keras's Adam for JAX: exact to the bit, as optax transformations."""
+
+from optax_kadam import schedules as schedules
+from optax_kadam._adam import ScaleByKadamState as ScaleByKadamState
+from optax_kadam._adam import scale_by_kadam as scale_by_kadam
+from optax_kadam._clip import clip_by_global_norm as clip_by_global_norm
+from optax_kadam._clip import clip_by_norm as clip_by_norm
+from optax_kadam._clip import clip_by_value as clip_by_value
+from optax_kadam._ema import averaged_params as averaged_params
+from optax_kadam._kadam import kadam as kadam
+from optax_kadam._kadam import kadamw as kadamw
+from optax_kadam._loss_scale import dynamic_loss_scale as dynamic_loss_scale
+
+__version__ = "0.1.0"

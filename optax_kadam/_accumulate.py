@@ -1,0 +1,86 @@
+"""Gradient accumulation: one step of what is inside for every k calls, on the mean of their gradients.
+
+At the other calls the accumulator grows by the gradient and nothing inside is evaluated; `optax.MultiSteps` evaluates it
+every time. As in Keras, the accumulator is a sum, divided at the end of the window and set to zero then, whatever it
+held: a NaN does not outlive its window.
+
+Source: `JaxOptimizer._backend_apply_gradients` in `keras/src/backend/jax/optimizer.py` (Keras 3.15).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optax_kadam._precision import arithmetic_dtype
+
+
+class AccumulateGradientsState(NamedTuple):
+    """The state of `accumulate_gradients`."""
+
+    accumulator: optax.Updates  # The sum of the gradients of this window so far, in shape and dtype as the parameters.
+    inner_state: optax.OptState
+
+
+def accumulate_gradients(
+    steps: int, inner: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """Hand `inner` the mean gradient of every `steps` calls, and return zeros at the others.
+
+    `update` needs the `iterations` so far as an extra argument; `inner` is handed its own, `iterations // steps`. A
+    gradient that is None at the end of a window leaves its accumulator to the next, as in Keras on JAX.
+
+    Args:
+      steps: calls to a step, >= 2.
+      inner: what is evaluated at the end of each window.
+    """
+
+    def init_fn(params: optax.Params) -> AccumulateGradientsState:
+        return AccumulateGradientsState(jax.tree.map(jnp.zeros_like, params), inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: AccumulateGradientsState,
+        params: optax.Params | None = None,
+        *,
+        iterations: jax.Array,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, AccumulateGradientsState]:
+        is_last = iterations % steps == steps - 1
+        accumulator, inner_state = state
+
+        def step() -> tuple[optax.Updates, AccumulateGradientsState]:
+            def mean(a: jax.Array, g: jax.Array | None) -> jax.Array | None:
+                # Times the reciprocal: so XLA divides by a constant, in eager Keras too.
+                return None if g is None else (_sum(a, g) * (1 / steps)).astype(g.dtype)
+
+            # A branch of its own, as in Keras: next to Adam, XLA would merge the multiplication into it.
+            means = choose(is_last, lambda: jax.tree.map(mean, accumulator, updates), lambda: updates)
+            new, new_inner_state = inner.update(
+                means, inner_state, params, iterations=iterations // steps, **extra_args
+            )
+            emptied = jax.tree.map(lambda a, g: a if g is None else jnp.zeros_like(a), accumulator, updates)
+            return new, AccumulateGradientsState(emptied, new_inner_state)
+
+        def collect() -> tuple[optax.Updates, AccumulateGradientsState]:
+            grown = jax.tree.map(lambda a, g: a if g is None else _sum(a, g).astype(a.dtype), accumulator, updates)
+            return jax.tree.map(jnp.zeros_like, updates), AccumulateGradientsState(grown, inner_state)
+
+        return choose(is_last, step, collect)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _sum(accumulator: jax.Array, g: jax.Array) -> jax.Array:
+    dtype = arithmetic_dtype(accumulator, g)
+    return g.astype(dtype) + accumulator.astype(dtype)
+
+
+def choose(condition: jax.Array, on_true: Callable[[], Any], on_false: Callable[[], Any]) -> Any:
+    """`lax.cond`; where the condition is known, Python chooses, so that the branch runs op by op like eager Keras."""
+    if isinstance(condition, jax.core.Tracer):
+        return lax.cond(condition, on_true, on_false)
+    return on_true() if condition else on_false()

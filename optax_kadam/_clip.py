@@ -1,0 +1,122 @@
+"""Keras's three clips.
+
+Each computes what Keras does also where nothing is clipped, and where the norm is zero, infinite or NaN; the clips of
+optax leave a gradient below the threshold alone, and round otherwise above it.
+
+Source: `BaseOptimizer._clip_gradients` in `keras/src/optimizers/base_optimizer.py` (Keras 3.15), and
+`tensorflow/python/ops/clip_ops.py` for the two older generations.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_kadam import _check
+from optax_kadam._precision import arithmetic_dtype
+
+
+def clip_by_value(clipvalue: float | jax.Array) -> optax.GradientTransformationExtraArgs:
+    """Limit each element of the gradients to `[-clipvalue, clipvalue]`; a NaN passes.
+
+    Args:
+      clipvalue: the limit, >= 0.
+
+    Raises:
+      ValueError: if `clipvalue` is negative or not finite.
+      TypeError: if it is not a number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clip_by_value(0.5)
+      >>> print(tx.update(jnp.array([-2.0, 0.25, jnp.inf]), tx.init(None))[0])
+      [-0.5   0.25  0.5 ]
+    """
+    limit = _check.number("clipvalue", clipvalue, (">=", 0.0), remedy=_NO_CLIP)
+
+    def clip(g: jax.Array) -> jax.Array:
+        bound = jnp.asarray(limit).astype(g.dtype)
+        return jnp.clip(g, -bound, bound)
+
+    return _stateless(lambda updates: jax.tree.map(clip, updates))
+
+
+def clip_by_norm(clipnorm: float | jax.Array) -> optax.GradientTransformationExtraArgs:
+    """Scale each gradient down to a Euclidean norm of at most `clipnorm`, each by its own norm.
+
+    `g * clipnorm / max(norm(g), clipnorm)`, multiplied first. A gradient whose squares overflow becomes 0; an infinite
+    element becomes NaN and the finite ones beside it 0; a NaN makes all of that gradient NaN.
+
+    Args:
+      clipnorm: the largest norm of a gradient, >= 0. At 0, a zero gradient becomes NaN.
+
+    Raises:
+      ValueError: if `clipnorm` is negative or not finite.
+      TypeError: if it is not a number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clip_by_norm(1.0)
+      >>> gradients = {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.array([0.25])}
+      >>> print(tx.update(gradients, tx.init(None))[0])
+      {'bias': Array([0.25], dtype=float32), 'kernel': Array([0.6, 0.8], dtype=float32)}
+    """
+    limit = _check.number("clipnorm", clipnorm, (">=", 0.0), remedy=_NO_CLIP)
+
+    def clip(g: jax.Array) -> jax.Array:
+        wide = g.astype(arithmetic_dtype(g))
+        bound = jnp.asarray(limit).astype(wide.dtype)
+        squares = jnp.sum(jnp.square(wide), keepdims=True)
+        norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares))), squares)
+        return ((wide * bound) / jnp.maximum(norm, bound)).astype(g.dtype)
+
+    return _stateless(lambda updates: jax.tree.map(clip, updates))
+
+
+def clip_by_global_norm(
+    global_clipnorm: float | jax.Array, *, float32_reciprocal: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Scale all gradients by one factor, to a Euclidean norm of the whole tree of at most `global_clipnorm`.
+
+    `g * scale` with `scale = c * min(1 / norm, 1 / c)`, which is not always exactly 1 below the threshold (for c = 49 it
+    is 0.99999994). If the norm is infinite or NaN, an overflow of the squares included, every gradient becomes NaN.
+
+    Args:
+      global_clipnorm: the largest norm of the tree, c, > 0.
+      float32_reciprocal: whether `1 / c` is taken of the float32 `c`, as TensorFlow does; Keras 3 takes that of the
+        Python float.
+
+    Raises:
+      ValueError: if `global_clipnorm` is not positive or not finite.
+      TypeError: if it is not a number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clip_by_global_norm(1.0)
+      >>> print(tx.update([jnp.array([3.0]), jnp.array([4.0])], tx.init(None))[0])
+      [Array([0.6], dtype=float32), Array([0.8], dtype=float32)]
+    """
+    limit = _check.number("global_clipnorm", global_clipnorm, (">=", 0.0), remedy=_NO_CLIP)
+
+    def clip_all(updates: optax.Updates) -> optax.Updates:
+        leaves = jax.tree.leaves(updates)
+        if not leaves:
+            return updates
+        dtype = arithmetic_dtype(*leaves)
+        wide = [g.astype(dtype) for g in leaves]
+        norm = jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(g)) for g in wide])))
+        bound = jnp.asarray(limit).astype(dtype)
+        reciprocal = 1.0 / (bound if float32_reciprocal else limit)
+        scale = bound * jnp.minimum(1.0 / norm, jnp.asarray(reciprocal).astype(dtype))
+        scale += norm - norm  # Nothing for a finite norm, NaN for any other.
+        return jax.tree.map(lambda g: (g.astype(dtype) * scale).astype(g.dtype), updates)
+
+    return _stateless(clip_all)
+
+
+_NO_CLIP = "Use None for no clipping."
+
+
+def _stateless(clip: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(optax.stateless(lambda updates, params: clip(updates)))

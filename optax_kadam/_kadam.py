@@ -1,0 +1,284 @@
+"""`kadam` and `kadamw`: Keras's Adam and AdamW, assembled from the parts in Keras's order."""
+
+from typing import Any
+
+import jax
+import optax
+
+from optax_kadam import _check
+from optax_kadam._accumulate import accumulate_gradients
+from optax_kadam._adam import scale_by_kadam
+from optax_kadam._clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from optax_kadam._ema import average_params
+from optax_kadam._hyperparameter import Hyperparameter
+from optax_kadam._learning_rate import with_learning_rate
+from optax_kadam._loss_scale import unscale
+from optax_kadam._weight_decay import decay_weights
+
+Number = float | jax.Array
+
+
+def kadam(
+    learning_rate: Hyperparameter = 0.001,
+    beta_1: Hyperparameter = 0.9,
+    beta_2: Hyperparameter = 0.999,
+    epsilon: Number = 1e-7,
+    amsgrad: bool = False,
+    weight_decay: Number | None = None,
+    clipnorm: Number | None = None,
+    clipvalue: Number | None = None,
+    global_clipnorm: Number | None = None,
+    use_ema: bool = False,
+    ema_momentum: Number = 0.99,
+    ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: Number | None = None,
+    gradient_accumulation_steps: int | None = None,
+    name: str | None = "adam",
+    *,
+    generation: str = "keras3",
+    weight_decay_mask: Any = None,
+    decay: float | None = None,
+    adaptive_epsilon: bool = False,
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Keras's Adam, to the bit, as an optax transformation.
+
+    With `t` from 1 and the raw moments `m` and `v` (see `scale_by_kadam`):
+
+        p = p - (m * alpha) / (sqrt(v) + epsilon),   alpha = learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t)
+
+    Around it, in this order: divide by the loss scale, accumulate, clip, decay the weights, step, average, overwrite,
+    count. The names, the positional order and the defaults are Keras 3's. Numbers may be scalar arrays too, traced ones
+    included, as `optax.inject_hyperparams` hands them over; an array is not checked against a range.
+
+    Read the state with `optax.tree.get(state, name)`: `iterations`, `learning_rate` (what the last step used), `mu`,
+    `nu`, `nu_max`, `average`, `accumulator`. `optax.tree.set(state, learning_rate=3e-4)` changes the learning rate of
+    an optimizer that was given a number, from the next step on and without a recompile.
+
+    Args:
+      learning_rate: a number; a schedule from the step, counted from 0 in calls of `update`, to a number; or a callable
+        without arguments, asked at every step, through a host callback under `jit`. A negative one ascends.
+      beta_1: decay of the first moment, in [0, 1): a number, schedule or callable likewise.
+      beta_2: decay of the second moment, likewise.
+      epsilon: what is added to the raw `sqrt(v)`, >= 0: the paper's epsilon-hat, not the epsilon of `optax.adam`.
+      amsgrad: whether to divide by the root of the running maximum of `v`.
+      weight_decay: decoupled weight decay per unit of learning rate, >= 0; None for none.
+      clipnorm: the largest norm of each gradient, on its own. For this and the two other clips: None is off, and 0 is
+        off too, except for the legacy generation, where it clips to zero.
+      clipvalue: the largest absolute value of an element.
+      global_clipnorm: the largest norm of all gradients together.
+      use_ema: whether to keep an average of the parameters; `averaged_params` reads it.
+      ema_momentum: share of the average kept at a step, in [0, 1].
+      ema_overwrite_frequency: steps after which the parameters are set to their average, >= 1; None for never.
+      loss_scale_factor: what the loss was multiplied by, > 0; the gradients are divided by it.
+      gradient_accumulation_steps: calls of `update` to a step, >= 2; None or 0 for no accumulation.
+      name: the `jax.named_scope` of the update, as profiles show it.
+      generation: `"keras3"`, `"tf_keras"` (TF 2.11 to 2.15 and the tf_keras package) or `"legacy"` (`OptimizerV2`, TF
+        2.0 to 2.10). They differ in the rounding of `1 - beta` (legacy), in which clips go together (keras3: one;
+        tf_keras: `clipnorm`, else `global_clipnorm`, else `clipvalue`; legacy: `clipvalue`, then a norm), in where the
+        average starts (tf_keras: at the initial parameters), in epsilon (legacy: 0 means 1e-7), and in the arguments
+        that they know at all.
+      weight_decay_mask: a tree of bools, or a function from the parameters to one: False is not decayed. Keras's
+        `exclude_from_weight_decay`.
+      decay: legacy only: the learning rate is divided by `1 + decay * iterations`, >= 0.
+      adaptive_epsilon: tf_keras only: `epsilon * sqrt(1 - beta_2**t)` in the place of `epsilon`.
+      mu_dtype: dtype in which the first moment is kept; None for the parameter's.
+      nu_dtype: dtype in which the second moment and its maximum are kept, likewise.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose updates are to be added to the parameters.
+
+    Raises:
+      ValueError: if a number is out of its range, clips are set that the generation does not combine, or an argument
+        that it does not know.
+      TypeError: if an argument is of the wrong kind.
+
+    Example:
+      The one of tf.keras's own documentation:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> var = jnp.array(10.0)
+      >>> loss = lambda var: (var ** 2) / 2.0
+      >>> opt = kadam(learning_rate=0.1)
+      >>> updates, state = opt.update(jax.grad(loss)(var), opt.init(var), var)
+      >>> print(optax.apply_updates(var, updates))
+      9.9
+
+    References:
+      Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, end of section 2; `keras/src/optimizers/adam.py` (Keras 3.15).
+    """
+    is_keras3, is_legacy = _check.generation(generation) == "keras3", generation == "legacy"
+    _check_known_to(
+        generation,
+        weight_decay=weight_decay,
+        use_ema=use_ema or None,
+        loss_scale_factor=loss_scale_factor,
+        gradient_accumulation_steps=gradient_accumulation_steps or None,
+        decay=decay,
+        adaptive_epsilon=adaptive_epsilon or None,
+    )
+    micro_steps = gradient_accumulation_steps and _check.integer(
+        "gradient_accumulation_steps", gradient_accumulation_steps, 2, "Use None for no accumulation."
+    )
+
+    step = _chain(
+        *_clips(generation, clipnorm, clipvalue, global_clipnorm),
+        scale_by_kadam(
+            beta_1,
+            beta_2,
+            (epsilon or 1e-7) if is_legacy else epsilon,
+            amsgrad,
+            adaptive_epsilon=adaptive_epsilon,
+            float32_betas=is_legacy,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
+        # Keras decays before the step. Adam does not look at the variable, so the stage after it does both.
+        None if weight_decay is None else decay_weights(weight_decay, weight_decay_mask),
+    )
+    update = _chain(
+        None if loss_scale_factor is None else unscale(loss_scale_factor),
+        accumulate_gradients(micro_steps, step) if micro_steps else step,
+        average_params(
+            ema_momentum,
+            ema_overwrite_frequency,
+            micro_steps=micro_steps or 1,
+            start_from_params=not is_keras3,
+        )
+        if use_ema
+        else None,
+    )
+    return _named(name or "adam", with_learning_rate(learning_rate, update, decay))
+
+
+def kadamw(
+    learning_rate: Hyperparameter = 0.001,
+    weight_decay: Number = 0.004,
+    beta_1: Hyperparameter = 0.9,
+    beta_2: Hyperparameter = 0.999,
+    epsilon: Number = 1e-7,
+    amsgrad: bool = False,
+    clipnorm: Number | None = None,
+    clipvalue: Number | None = None,
+    global_clipnorm: Number | None = None,
+    use_ema: bool = False,
+    ema_momentum: Number = 0.99,
+    ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: Number | None = None,
+    gradient_accumulation_steps: int | None = None,
+    name: str | None = "adamw",
+    **keyword_arguments: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Keras's AdamW: `kadam` with a weight decay that must be given, in AdamW's positional order.
+
+        p = p - p * weight_decay * learning_rate;   then the step of `kadam`
+
+    Args:
+      learning_rate: see `kadam`, as for all arguments that are not listed here.
+      weight_decay: share of a parameter that it loses per unit of learning rate, >= 0. Keras's default is 0.004, that
+        of `optax.adamw` 0.0001.
+      beta_1: see `kadam`.
+      beta_2: see `kadam`.
+      epsilon: see `kadam`.
+      amsgrad: see `kadam`.
+      clipnorm: see `kadam`.
+      clipvalue: see `kadam`.
+      global_clipnorm: see `kadam`.
+      use_ema: see `kadam`.
+      ema_momentum: see `kadam`.
+      ema_overwrite_frequency: see `kadam`.
+      loss_scale_factor: see `kadam`.
+      gradient_accumulation_steps: see `kadam`.
+      name: see `kadam`.
+      **keyword_arguments: the keyword-only arguments of `kadam`.
+
+    Raises:
+      ValueError: if `weight_decay` is None, and as `kadam` does.
+      TypeError: as `kadam` does.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = kadamw(0.1, weight_decay=0.5)
+      >>> params = jnp.array([10.0, 10.0])
+      >>> updates, state = tx.update(jnp.array([1.0, 0.0]), tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [9.4 9.5]
+
+    References:
+      Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; `keras/src/optimizers/adamw.py` (Keras 3.15).
+    """
+    if weight_decay is None:
+        raise ValueError("`weight_decay` must be a number. Received: weight_decay=None. Use `kadam` for Adam without it.")
+    return kadam(
+        learning_rate,
+        beta_1,
+        beta_2,
+        epsilon,
+        amsgrad,
+        weight_decay,
+        clipnorm,
+        clipvalue,
+        global_clipnorm,
+        use_ema,
+        ema_momentum,
+        ema_overwrite_frequency,
+        loss_scale_factor,
+        gradient_accumulation_steps,
+        name or "adamw",
+        **keyword_arguments,
+    )
+
+
+_KNOWN_TO = {
+    "weight_decay": ("keras3", "tf_keras"),
+    "use_ema": ("keras3", "tf_keras"),
+    "loss_scale_factor": ("keras3",),
+    "gradient_accumulation_steps": ("keras3",),
+    "decay": ("legacy",),
+    "adaptive_epsilon": ("tf_keras",),
+}
+
+
+def _check_known_to(generation: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None and generation not in _KNOWN_TO[name]:
+            raise ValueError(
+                f"`{name}` must be left out with generation={generation!r}, which does not know it. "
+                f"Received: {name}={value!r}. It belongs to generation={' or '.join(map(repr, _KNOWN_TO[name]))}."
+            )
+
+
+def _clips(
+    generation: str, clipnorm: Number | None, clipvalue: Number | None, global_clipnorm: Number | None
+) -> list[optax.GradientTransformationExtraArgs]:
+    """Return the clips that this generation applies, in its order."""
+    given = [clip is not None for clip in (clipnorm, clipvalue, global_clipnorm)]
+    if sum(given) > 1 and (generation == "keras3" or (given[0] and given[2])):
+        allowed = "clipnorm, clipvalue and global_clipnorm" if generation == "keras3" else "clipnorm and global_clipnorm"
+        raise ValueError(
+            f"Only one of {allowed} may be set with generation={generation!r}. Received: clipnorm={clipnorm}, "
+            f"clipvalue={clipvalue}, global_clipnorm={global_clipnorm}. Set the others to None."
+        )
+    by_value = None if clipvalue is None else clip_by_value(clipvalue)
+    by_norm = None if clipnorm is None else clip_by_norm(clipnorm)
+    by_global_norm = (
+        None
+        if global_clipnorm is None
+        else clip_by_global_norm(global_clipnorm, float32_reciprocal=generation != "keras3")
+    )
+    if generation == "legacy":
+        return [clip for clip in (by_value, by_norm, by_global_norm) if clip is not None]
+    for limit, clip in ((clipnorm, by_norm), (global_clipnorm, by_global_norm), (clipvalue, by_value)):
+        if clip is not None and (isinstance(limit, jax.Array) or limit):
+            return [clip]
+    return []
+
+
+def _chain(*stages: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
+    """`optax.chain` of the stages that are switched on."""
+    return optax.chain(*(stage for stage in stages if stage is not None))
+
+
+def _named(name: str, inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    return optax.GradientTransformationExtraArgs(inner.init, jax.named_scope(name)(inner.update))
