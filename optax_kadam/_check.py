@@ -81,6 +81,18 @@ def params_given(params: Any, stage: str, why: str) -> None:
         )
 
 
+def mask_fits(name: str, mask: Any, params: Any) -> None:
+    """Raise if `mask` is not a tree of bools that is a prefix of `params`."""
+    must = f"`{name}` must be a tree of bools that fits the parameters, or a prefix of one."
+    for path, leaf in jax.tree.leaves_with_path(mask):
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise TypeError(f"{must} Received: {leaf!r} at {jax.tree_util.keystr(path)!r}.")
+    try:
+        jax.tree.map(lambda leaf, subtree: None, mask, params)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{must} Received: {name}={mask!r}. {error}") from error
+
+
 def same_tree(updates: Any, reference: Any, name: str) -> None:
     """Raise, naming the path, if a gradient does not fit the `reference` tree of the state; None fits everywhere."""
     found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates, is_leaf=_is_none)}

@@ -24,13 +24,21 @@ def decay_weights(weight_decay: float | jax.Array, mask: Any = None) -> optax.Gr
 
     Args:
       weight_decay: share of a parameter that it loses per unit of learning rate, >= 0.
-      mask: a tree of bools, or a function from the parameters to one, as in optax: False is not decayed.
+      mask: a tree of bools that fits the parameters, or a prefix of one, or a function from the parameters to it:
+        what is False is not decayed. None decays all.
 
     Raises:
-      ValueError: if `weight_decay` is negative, or `params` are not handed to `update`.
-      TypeError: if it is not a number.
+      ValueError: if `weight_decay` is negative, the mask does not fit, or `params` are not handed to `update`.
+      TypeError: if `weight_decay` is not a number, or the mask holds something else than bools.
     """
     weight_decay = _check.number("weight_decay", weight_decay, (">=", 0.0))
+
+    def mask_of(params: optax.Params) -> Any:
+        return mask(params) if callable(mask) else True if mask is None else mask
+
+    def init_fn(params: optax.Params) -> optax.EmptyState:
+        _check.mask_fits("weight_decay_mask", mask_of(params), params)
+        return optax.EmptyState()
 
     def update_fn(
         updates: optax.Updates,
@@ -47,11 +55,13 @@ def decay_weights(weight_decay: float | jax.Array, mask: Any = None) -> optax.Gr
             if u is None:
                 return None
             dtype = arithmetic_dtype(p, u)
-            wide = p.astype(dtype)
-            decayed = wide - wide * jnp.asarray(weight_decay).astype(dtype) * learning_rate.astype(dtype)
+            wide, rate = p.astype(dtype), learning_rate.astype(dtype)
+            decayed = wide - wide * jnp.asarray(weight_decay).astype(dtype) * rate
             return ((decayed + u.astype(dtype)) - wide).astype(u.dtype)
 
-        return jax.tree.map(decay, params, updates), state
+        def decay_masked(is_decayed: bool, params: optax.Params, updates: optax.Updates) -> optax.Updates:
+            return jax.tree.map(decay, params, updates) if is_decayed else updates
 
-    decay_all = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
-    return decay_all if mask is None else optax.masked(decay_all, mask)
+        return jax.tree.map(decay_masked, mask_of(params), params, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
