@@ -1,6 +1,6 @@
 """Gradient accumulation: one step of what is inside for every k calls, on the mean of their gradients.
 
-At the other calls the accumulator grows by the gradient and nothing inside is evaluated; `optax.MultiSteps` evaluates it
+At the other calls the accumulator grows by the gradient and nothing inside is evaluated; `optax.MultiSteps` does so
 every time. As in Keras, the accumulator is a sum, divided at the end of the window and set to zero then, whatever it
 held: a NaN does not outlive its window.
 
@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jax import lax
 
+from optax_kadam import _check
 from optax_kadam._precision import arithmetic_dtype
 
 
@@ -43,12 +45,12 @@ def accumulate_gradients(
 
     def update_fn(
         updates: optax.Updates,
-        state: AccumulateGradientsState,
-        params: optax.Params | None = None,
-        *,
-        iterations: jax.Array,
+        state: Any,
+        params: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AccumulateGradientsState]:
+        iterations: jax.Array = extra_args["iterations"]
+        _check.same_tree(updates, state.accumulator, "accumulator")
         is_last = iterations % steps == steps - 1
         accumulator, inner_state = state
 
@@ -59,9 +61,8 @@ def accumulate_gradients(
 
             # A branch of its own, as in Keras: next to Adam, XLA would merge the multiplication into it.
             means = choose(is_last, lambda: jax.tree.map(mean, accumulator, updates), lambda: updates)
-            new, new_inner_state = inner.update(
-                means, inner_state, params, iterations=iterations // steps, **extra_args
-            )
+            of_inner = extra_args | {"iterations": iterations // steps}
+            new, new_inner_state = inner.update(means, inner_state, params, **of_inner)
             emptied = jax.tree.map(lambda a, g: a if g is None else jnp.zeros_like(a), accumulator, updates)
             return new, AccumulateGradientsState(emptied, new_inner_state)
 

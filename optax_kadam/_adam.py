@@ -30,7 +30,8 @@ from optax_kadam._precision import arithmetic_dtype
 class ScaleByKadamState(NamedTuple):
     """The state of `scale_by_kadam`; `mu`, `nu` and `nu_max` have the structure and shapes of the parameters."""
 
-    count: jax.Array  # shape=(), dtype=int32: t - 1, the updates so far.
+    # shape=(), dtype=int32: t - 1, the updates so far.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]: optax's name for it.
     mu: optax.Updates  # m, in `mu_dtype`.
     nu: optax.Updates  # v, in `nu_dtype`.
     nu_max: optax.Updates | None  # The running maximum of v, in `nu_dtype`; None without AMSGrad.
@@ -46,12 +47,12 @@ class _Scalars(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """What one step makes of one leaf."""
+    """What one step makes of one leaf; the step is None where there was no gradient."""
 
-    step: jax.Array | None
+    step: Any
     mu: jax.Array
     nu: jax.Array
-    nu_max: jax.Array | None
+    nu_max: Any
 
 
 def adam_step(g: jax.Array, m: jax.Array, v: jax.Array, v_max: jax.Array | None, scalars: _Scalars) -> _Leaf:
@@ -115,6 +116,8 @@ def scale_by_kadam(
     """
     below_one = ((">=", 0.0), ("<", 1.0))
     beta_1_at, beta_2_at = at_step("beta_1", beta_1, *below_one), at_step("beta_2", beta_2, *below_one)
+    _check.boolean("amsgrad", amsgrad)
+    _check.boolean("adaptive_epsilon", adaptive_epsilon)
     epsilon = _check.number("epsilon", epsilon, (">=", 0.0))
     mu_dtype, nu_dtype = _check.floating("mu_dtype", mu_dtype), _check.floating("nu_dtype", nu_dtype)
 
@@ -123,7 +126,7 @@ def scale_by_kadam(
         if float32_betas:
             beta_1, beta_2 = (jnp.asarray(beta).astype(jnp.float32).astype(dtype) for beta in (beta_1, beta_2))
         one_minus_beta_1, one_minus_beta_2 = 1 - beta_1, 1 - beta_2
-        t = optax.safe_increment(count).astype(dtype)
+        t = jnp.asarray(optax.safe_increment(count)).astype(dtype)
         root = jnp.sqrt(1 - jnp.power(jnp.asarray(beta_2).astype(dtype), t))
         # Left to right, as Keras: (lr * root) / (...).
         scaled_root = root if learning_rate is None else learning_rate.astype(dtype) * root
@@ -131,7 +134,7 @@ def scale_by_kadam(
         scalars = (alpha, one_minus_beta_1, one_minus_beta_2, epsilon * root if adaptive_epsilon else epsilon)
         return _Scalars(*(jnp.asarray(scalar).astype(dtype) for scalar in scalars))
 
-    def init_fn(params: optax.Params) -> ScaleByKadamState:
+    def init_fn(params: optax.Params) -> Any:
         _check.floating_leaves("params", params)
         return ScaleByKadamState(
             count=jnp.zeros((), jnp.int32),
@@ -142,13 +145,13 @@ def scale_by_kadam(
 
     def update_fn(
         updates: optax.Updates,
-        state: ScaleByKadamState,
-        params: optax.Params | None = None,
+        state: Any,
+        params: Any = None,
         *,
         iterations: jax.Array | None = None,
         learning_rate: jax.Array | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, ScaleByKadamState]:
+    ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         _check.same_tree(updates, state.mu, "mu")
         count = state.count if iterations is None else iterations
@@ -160,8 +163,8 @@ def scale_by_kadam(
             dtype = arithmetic_dtype(g, m, v)
             if dtype not in scalars:
                 scalars[dtype] = scalars_of(count, learning_rate, dtype)
-            cast = [None if x is None else x.astype(dtype) for x in (g, m, v, v_max)]
-            leaf = adam_step(*cast, scalars[dtype])
+            wide_max = None if v_max is None else v_max.astype(dtype)
+            leaf = adam_step(g.astype(dtype), m.astype(dtype), v.astype(dtype), wide_max, scalars[dtype])
             step = leaf.step if learning_rate is None else -leaf.step
             new_max = None if v_max is None else leaf.nu_max.astype(v_max.dtype)
             return _Leaf(step.astype(g.dtype), leaf.mu.astype(m.dtype), leaf.nu.astype(v.dtype), new_max)
@@ -172,7 +175,8 @@ def scale_by_kadam(
             jax.tree.map(lambda leaf, i=i: leaf[i], leaves, is_leaf=lambda node: isinstance(node, _Leaf))
             for i in range(4)
         )
-        new_state = ScaleByKadamState(optax.safe_increment(count), mu, nu, nu_max if amsgrad else None)
+        new_count = jnp.asarray(optax.safe_increment(count))
+        new_state = ScaleByKadamState(new_count, mu, nu, nu_max if amsgrad else None)
         return steps, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

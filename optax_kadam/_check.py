@@ -42,10 +42,18 @@ def integer(name: str, value: Any, at_least: int, remedy: str = "") -> int:
     return operator.index(value)
 
 
+def boolean(name: str, value: Any) -> None:
+    """Raise if `value` is not a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}.")
+
+
 def generation(value: Any) -> str:
     """Return `value` if it names a generation of Keras."""
     if value not in GENERATIONS:
-        raise ValueError(f"`generation` must be one of {', '.join(map(repr, GENERATIONS))}. Received: generation={value!r}.")
+        raise ValueError(
+            f"`generation` must be one of {', '.join(map(repr, GENERATIONS))}. Received: generation={value!r}."
+        )
     return value
 
 
@@ -58,7 +66,9 @@ def floating(name: str, dtype: Any) -> np.dtype | None:
     except TypeError:
         resolved = None
     if resolved is None or not jnp.issubdtype(resolved, jnp.floating):
-        raise ValueError(f"`{name}` must be a floating-point dtype. Received: {name}={dtype!r}. Use None for the parameter's.")
+        raise ValueError(
+            f"`{name}` must be a floating-point dtype. Received: {name}={dtype!r}. Use None for the parameter's."
+        )
     return resolved
 
 
@@ -95,6 +105,8 @@ def mask_fits(name: str, mask: Any, params: Any) -> None:
 
 def same_tree(updates: Any, reference: Any, name: str) -> None:
     """Raise, naming the path, if a gradient does not fit the `reference` tree of the state; None fits everywhere."""
+    if jax.tree.leaves(reference) and not jax.tree.leaves(updates):
+        raise ValueError("At least one gradient must be given. Received: None for every parameter.")
     found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates, is_leaf=_is_none)}
     expected = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(reference)}
     remedy = "Call `init` with the parameters that the gradients belong to."
@@ -108,7 +120,9 @@ def same_tree(updates: Any, reference: Any, name: str) -> None:
             )
     for path, leaf in found.items():
         if leaf is not None and path not in expected:
-            raise ValueError(f"The gradients must have the leaves of `{name}`. Received: one more at {path!r}. {remedy}")
+            raise ValueError(
+                f"The gradients must have the leaves of `{name}`. Received: one more at {path!r}. {remedy}"
+            )
 
 
 def _is_none(node: Any) -> bool:

@@ -79,11 +79,11 @@ def clip_by_global_norm(
 ) -> optax.GradientTransformationExtraArgs:
     """Scale all gradients by one factor, to a Euclidean norm of the whole tree of at most `global_clipnorm`.
 
-    `g * scale` with `scale = c * min(1 / norm, 1 / c)`, which is not always exactly 1 below the threshold (for c = 49 it
-    is 0.99999994). If the norm is infinite or NaN, an overflow of the squares included, every gradient becomes NaN.
+    `g * scale` with `scale = c * min(1 / norm, 1 / c)`, not always exactly 1 below the threshold (for c = 49 it is
+    0.99999994). If the norm is infinite or NaN, an overflow of the squares included, every gradient becomes NaN.
 
     Args:
-      global_clipnorm: the largest norm of the tree, c, > 0.
+      global_clipnorm: the largest norm of the tree, c, > 0; with `float32_reciprocal` also 0.
       float32_reciprocal: whether `1 / c` is taken of the float32 `c`, as TensorFlow does; Keras 3 takes that of the
         Python float.
 
@@ -97,7 +97,8 @@ def clip_by_global_norm(
       >>> print(tx.update([jnp.array([3.0]), jnp.array([4.0])], tx.init(None))[0])
       [Array([0.6], dtype=float32), Array([0.8], dtype=float32)]
     """
-    limit = _check.number("global_clipnorm", global_clipnorm, (">=", 0.0), remedy=_NO_CLIP)
+    lowest = (">=" if float32_reciprocal else ">", 0.0)
+    limit = _check.number("global_clipnorm", global_clipnorm, lowest, remedy=_NO_CLIP)
 
     def clip_all(updates: optax.Updates) -> optax.Updates:
         leaves = jax.tree.leaves(updates)

@@ -51,9 +51,7 @@ def average_params(
     """
     momentum = _check.number("ema_momentum", momentum, (">=", 0.0), ("<=", 1.0))
     if overwrite_frequency is not None:
-        overwrite_frequency = _check.integer(
-            "ema_overwrite_frequency", overwrite_frequency, 1, "Use None to never overwrite."
-        )
+        _check.integer("ema_overwrite_frequency", overwrite_frequency, 1, "Use None to never overwrite.")
 
     def init_fn(params: optax.Params) -> AverageParamsState:
         start = (lambda p: jnp.array(p, copy=True)) if start_from_params else jnp.zeros_like
@@ -61,15 +59,12 @@ def average_params(
 
     def update_fn(
         updates: optax.Updates,
-        state: AverageParamsState,
-        params: optax.Params | None = None,
-        *,
-        iterations: jax.Array,
+        state: Any,
+        params: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AverageParamsState]:
-        del extra_args
         _check.params_given(params, "the moving average", "averages the parameters themselves")
-        step = iterations // micro_steps
+        step = extra_args["iterations"] // micro_steps
 
         def average(mean: jax.Array, p: jax.Array, u: jax.Array | None) -> jax.Array:
             if u is None and start_from_params:
@@ -86,11 +81,11 @@ def average_params(
         def overwrite(mean: jax.Array, p: jax.Array, u: jax.Array | None) -> jax.Array | None:
             if u is None and start_from_params:
                 return None
-            due = step % overwrite_frequency == overwrite_frequency - 1
-            return jnp.where(due, mean.astype(p.dtype) - p, jnp.zeros_like(p) if u is None else u.astype(p.dtype))
+            return jnp.where(is_due, mean.astype(p.dtype) - p, jnp.zeros_like(p) if u is None else u.astype(p.dtype))
 
         mean = jax.tree.map(average, state.average, params, updates)
         if overwrite_frequency is not None:
+            is_due = step % overwrite_frequency == overwrite_frequency - 1
             updates = jax.tree.map(overwrite, mean, params, updates)
         return updates, AverageParamsState(mean)
 

@@ -1,6 +1,6 @@
 """`kadam` and `kadamw`: Keras's Adam and AdamW, assembled from the parts in Keras's order."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import optax
@@ -109,6 +109,9 @@ def kadam(
       Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, end of section 2; `keras/src/optimizers/adam.py` (Keras 3.15).
     """
     is_keras3, is_legacy = _check.generation(generation) == "keras3", generation == "legacy"
+    _check.boolean("use_ema", use_ema)
+    if not (name is None or isinstance(name, str)):
+        raise TypeError(f"`name` must be a string or None. Received: name={name!r}.")
     _check_known_to(
         generation,
         weight_decay=weight_decay,
@@ -209,7 +212,9 @@ def kadamw(
       Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; `keras/src/optimizers/adamw.py` (Keras 3.15).
     """
     if weight_decay is None:
-        raise ValueError("`weight_decay` must be a number. Received: weight_decay=None. Use `kadam` for Adam without it.")
+        raise ValueError(
+            "`weight_decay` must be a number. Received: weight_decay=None. Use `kadam` for Adam without it."
+        )
     return kadam(
         learning_rate,
         beta_1,
@@ -255,24 +260,27 @@ def _clips(
     """Return the clips that this generation applies, in its order."""
     given = [clip is not None for clip in (clipnorm, clipvalue, global_clipnorm)]
     if sum(given) > 1 and (generation == "keras3" or (given[0] and given[2])):
-        allowed = "clipnorm, clipvalue and global_clipnorm" if generation == "keras3" else "clipnorm and global_clipnorm"
+        allowed = (
+            "clipnorm, clipvalue and global_clipnorm" if generation == "keras3" else "clipnorm and global_clipnorm"
+        )
         raise ValueError(
             f"Only one of {allowed} may be set with generation={generation!r}. Received: clipnorm={clipnorm}, "
             f"clipvalue={clipvalue}, global_clipnorm={global_clipnorm}. Set the others to None."
         )
-    by_value = None if clipvalue is None else clip_by_value(clipvalue)
-    by_norm = None if clipnorm is None else clip_by_norm(clipnorm)
+
+    def is_on(limit: Number | None) -> TypeGuard[Number]:
+        return limit is not None and (generation == "legacy" or isinstance(limit, jax.Array) or limit != 0)
+
+    by_value = [clip_by_value(clipvalue)] if is_on(clipvalue) else []
+    by_norm = [clip_by_norm(clipnorm)] if is_on(clipnorm) else []
     by_global_norm = (
-        None
-        if global_clipnorm is None
-        else clip_by_global_norm(global_clipnorm, float32_reciprocal=generation != "keras3")
+        [clip_by_global_norm(global_clipnorm, float32_reciprocal=generation != "keras3")]
+        if is_on(global_clipnorm)
+        else []
     )
     if generation == "legacy":
-        return [clip for clip in (by_value, by_norm, by_global_norm) if clip is not None]
-    for limit, clip in ((clipnorm, by_norm), (global_clipnorm, by_global_norm), (clipvalue, by_value)):
-        if clip is not None and (isinstance(limit, jax.Array) or limit):
-            return [clip]
-    return []
+        return by_value + by_norm + by_global_norm
+    return by_norm or by_global_norm or by_value
 
 
 def _chain(*stages: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_kadam import _check
 from optax_kadam._hyperparameter import Hyperparameter, at_step, takes_no_argument
 from optax_kadam.schedules import inverse_time
 
@@ -26,7 +27,8 @@ class LearningRateState(_LearningRateState):
 
     __slots__ = ()
 
-    def _replace(self, **fields: Any) -> "LearningRateState":
+    # A NamedTuple calls it final, and it is where `optax.tree.set` can be met.
+    def _replace(self, **fields: Any) -> "LearningRateState":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Set fields as `optax.tree.set` does, keeping the arrays' dtype and placement: a new type is a recompile."""
         for name in ("iterations", "learning_rate"):
             if name in fields and isinstance(getattr(self, name), jax.Array):
@@ -46,12 +48,13 @@ def with_learning_rate(
     What leaves is ready for `optax.apply_updates`: in the dtype of the parameters, and a zero for a parameter whose
     gradient is None.
     """
+    decay_rate = 0.0 if decay is None else _check.number("decay", decay, (">=", 0.0))
     rate_at = at_step("learning_rate", learning_rate)
     lives_in_state = not callable(learning_rate) and not isinstance(learning_rate, jax.Array) and not decay
 
     def rate_of(iterations: jax.Array) -> jax.Array:
         rate = jnp.asarray(rate_at(iterations)).astype(jnp.float32)
-        return inverse_time(rate, decay, iterations) if decay else rate
+        return inverse_time(rate, decay_rate, iterations) if decay else rate
 
     def init_fn(params: optax.Params) -> LearningRateState:
         iterations = jnp.zeros((), jnp.int32)
@@ -62,14 +65,14 @@ def with_learning_rate(
         return LearningRateState(iterations, rate, inner.init(params))
 
     def update_fn(
-        updates: optax.Updates, state: LearningRateState, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, LearningRateState]:
         rate = state.learning_rate if lives_in_state else rate_of(state.iterations)
         extra_args |= {"iterations": state.iterations, "learning_rate": rate}
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if params is not None:
             updates = jax.tree.map(_ready_to_add, params, updates)
-        return updates, LearningRateState(optax.safe_increment(state.iterations), rate, inner_state)
+        return updates, LearningRateState(jnp.asarray(optax.safe_increment(state.iterations)), rate, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -43,7 +43,7 @@ def dynamic_loss_scale(
 ) -> optax.GradientTransformationExtraArgs:
     """Divide the gradients by a scale that grows while they are finite, and skip the step where they are not.
 
-    After `dynamic_growth_steps` finite steps in a row the scale doubles; at a gradient that is not finite it halves, and
+    After `dynamic_growth_steps` finite steps in a row the scale doubles; where a gradient is not finite it halves, and
     neither the parameters nor the state of `inner` change. Keras's `LossScaleOptimizer`. Multiply the loss by
     `optax.tree.get(state, "dynamic_scale")` before taking its gradient.
 
@@ -70,17 +70,17 @@ def dynamic_loss_scale(
     """
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"`inner` must be an optax transformation. Received: inner={inner!r}.")
-    initial_scale = _check.number("initial_scale", initial_scale, (">", 0.0))
+    first_scale = _check.number("initial_scale", initial_scale, (">", 0.0))
     growth_steps = _check.integer("dynamic_growth_steps", dynamic_growth_steps, 1)
     is_keras3 = _check.generation(generation) == "keras3"
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> DynamicLossScaleState:
-        scale = jnp.asarray(initial_scale).astype(jnp.float32)
+        scale = jnp.asarray(first_scale).astype(jnp.float32)
         return DynamicLossScaleState(jnp.zeros((), jnp.int32), scale, inner.init(params))
 
     def update_fn(
-        updates: optax.Updates, state: DynamicLossScaleState, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, DynamicLossScaleState]:
         counter, scale, inner_state = state
 

@@ -42,13 +42,11 @@ def decay_weights(weight_decay: float | jax.Array, mask: Any = None) -> optax.Gr
 
     def update_fn(
         updates: optax.Updates,
-        state: optax.EmptyState,
-        params: optax.Params | None = None,
-        *,
-        learning_rate: jax.Array,
+        state: Any,
+        params: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del extra_args
+        learning_rate: jax.Array = extra_args["learning_rate"]
         _check.params_given(params, "weight decay", "decays the parameters themselves")
 
         def decay(p: jax.Array, u: jax.Array | None) -> jax.Array | None:

@@ -30,18 +30,18 @@ __all__ = [
 ]
 
 
-def _constant(value: float) -> jax.Array:
+def _constant(value: float | jax.Array) -> jax.Array:
     """`value` in float32, out of the compiler's sight: dividing by it stays a division."""
     return lax.optimization_barrier(jnp.asarray(value, jnp.float32))
 
 
 def _rounded(product: jax.Array) -> jax.Array:
-    """`product`, rounded before it is added to: no multiply-add reaches through a clip, which changes no finite number."""
+    """`product`, rounded before it is added to: no multiply-add reaches through a clip, and it changes no number."""
     finfo = jnp.finfo(jnp.float32)
     return jnp.clip(product, finfo.min, finfo.max)
 
 
-def inverse_time(rate: jax.Array, decay: float, iterations: jax.Array) -> jax.Array:
+def inverse_time(rate: jax.Array, decay: float | jax.Array, iterations: jax.Array) -> jax.Array:
     """`rate / (1 + decay * iterations)`, the `decay` argument of legacy Keras (`OptimizerV2._decayed_lr`)."""
     return rate / (1.0 + _rounded(_constant(decay) * iterations.astype(jnp.float32)))
 
@@ -86,6 +86,9 @@ class _Schedule:
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         """Return the learning rate of `step`, counted from 0: float32, of the shape of `step`."""
+        return self._rate(jnp.asarray(step))
+
+    def _rate(self, step: jax.Array) -> jax.Array:
         raise NotImplementedError
 
     def _cast(self, value: float) -> jax.Array:
@@ -132,8 +135,8 @@ class ExponentialDecay(_Schedule):
     def __post_init__(self) -> None:
         _check_numbers(self, "initial_learning_rate", "decay_rate", steps="decay_steps")
 
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        p = jnp.asarray(step).astype(jnp.float32) / self._cast(self.decay_steps)
+    def _rate(self, step: jax.Array) -> jax.Array:
+        p = step.astype(jnp.float32) / self._cast(self.decay_steps)
         if self.staircase:
             p = jnp.floor(p)
         return self._cast(self.initial_learning_rate) * jnp.power(self._cast(self.decay_rate), p)
@@ -171,8 +174,8 @@ class InverseTimeDecay(_Schedule):
     def __post_init__(self) -> None:
         _check_numbers(self, "initial_learning_rate", "decay_rate", steps="decay_steps")
 
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        p = jnp.asarray(step).astype(jnp.float32) / self._cast(self.decay_steps)
+    def _rate(self, step: jax.Array) -> jax.Array:
+        p = step.astype(jnp.float32) / self._cast(self.decay_steps)
         if self.staircase:
             p = jnp.floor(p)
         return self._cast(self.initial_learning_rate) / (1.0 + _rounded(self._cast(self.decay_rate) * p))
@@ -217,8 +220,7 @@ class PiecewiseConstantDecay(_Schedule):
         """Return Keras's `get_config()` of this schedule: its arguments by name."""
         return super().get_config() | {"boundaries": list(self.boundaries), "values": list(self.values)}
 
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.asarray(step)
+    def _rate(self, step: jax.Array) -> jax.Array:
         boundaries = [jnp.asarray(boundary).astype(step.dtype) for boundary in self.boundaries]
         first, *middle, last = (_constant(value) for value in self.values)
         # A sum, not a search: Keras adds up what overlaps where boundaries are not sorted.
@@ -264,8 +266,8 @@ class PolynomialDecay(_Schedule):
     def __post_init__(self) -> None:
         _check_numbers(self, "initial_learning_rate", "end_learning_rate", "power", steps="decay_steps")
 
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.asarray(step).astype(jnp.float32)
+    def _rate(self, step: jax.Array) -> jax.Array:
+        step = step.astype(jnp.float32)
         initial, end = self._cast(self.initial_learning_rate), self._cast(self.end_learning_rate)
         decay_steps = self._cast(self.decay_steps)
         if self.cycle:
@@ -316,8 +318,8 @@ class CosineDecay(_Schedule):
         warmup = () if self.warmup_target is None else ("warmup_target", "warmup_steps")
         _check_numbers(self, "initial_learning_rate", "alpha", *warmup, steps="decay_steps")
 
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.asarray(step).astype(jnp.float32)
+    def _rate(self, step: jax.Array) -> jax.Array:
+        step = step.astype(jnp.float32)
         initial, decay_steps = self._cast(self.initial_learning_rate), self._cast(self.decay_steps)
         share, alpha = _constant(1 - self.alpha), _constant(self.alpha)
         if self.warmup_target is None:
@@ -366,9 +368,9 @@ class CosineDecayRestarts(_Schedule):
     def __post_init__(self) -> None:
         _check_numbers(self, "initial_learning_rate", "t_mul", "m_mul", "alpha", steps="first_decay_steps")
 
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
+    def _rate(self, step: jax.Array) -> jax.Array:
         initial, alpha = self._cast(self.initial_learning_rate), self._cast(self.alpha)
-        fraction = jnp.asarray(step).astype(jnp.float32) / self._cast(self.first_decay_steps)
+        fraction = step.astype(jnp.float32) / self._cast(self.first_decay_steps)
         restarts, fraction = _restarts(fraction, self._cast(self.t_mul))
         height = jnp.power(self._cast(self.m_mul), restarts)
         cosine = 0.5 * height * (1.0 + jnp.cos(_constant(math.pi) * fraction))

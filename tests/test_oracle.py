@@ -3,7 +3,6 @@
 import fnmatch
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -74,9 +73,7 @@ def keras_schedule(case, jit):
 
 READ = {
     "p": lambda params, state: flatten(params),
-    **{
-        slot: lambda params, state, name=name: flatten(optax.tree.get(state, name)) for slot, name in SLOTS.items()
-    },
+    **{slot: lambda params, state, name=name: flatten(optax.tree.get(state, name)) for slot, name in SLOTS.items()},
     "it": lambda params, state: np.asarray(optax.tree.get(state, "iterations")),
     "scale": lambda params, state: np.asarray(optax.tree.get(state, "dynamic_scale")),
     "counter": lambda params, state: np.asarray(optax.tree.get(state, "step_counter")),

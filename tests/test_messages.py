@@ -1,0 +1,189 @@
+"""Every public error: what must hold, what was received, the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_kadam as ok
+
+NAN, INF = float("nan"), float("inf")
+
+VALUES = [
+    (lambda: ok.kadam(NAN), r"`learning_rate` must be a finite number. Received: learning_rate=nan. A schedule or"),
+    (lambda: ok.kadam(jnp.ones(2)), r"`learning_rate` must be a scalar number where it is an array. Received"),
+    (lambda: ok.kadam(jnp.array(True)), r"`learning_rate` must be a scalar number where it is an array"),
+    (lambda: ok.kadam(beta_1=1.0), r"`beta_1` must be a finite number >= 0 and < 1. Received: beta_1=1.0."),
+    (lambda: ok.kadam(beta_1=-0.1), r"`beta_1` must be a finite number >= 0 and < 1"),
+    (lambda: ok.kadam(beta_2=1.5), r"`beta_2` must be a finite number >= 0 and < 1. Received: beta_2=1.5."),
+    (lambda: ok.kadam(epsilon=-1e-7), r"`epsilon` must be a finite number >= 0. Received: epsilon=-1e-07."),
+    (lambda: ok.kadam(epsilon=INF), r"`epsilon` must be a finite number >= 0. Received: epsilon=inf."),
+    (lambda: ok.kadam(weight_decay=-1), r"`weight_decay` must be a finite number >= 0. Received: weight_decay=-1."),
+    (
+        lambda: ok.kadamw(weight_decay=None),
+        r"`weight_decay` must be a number. Received: weight_decay=None. Use `kadam`",
+    ),
+    (
+        lambda: ok.kadam(clipnorm=-1.0),
+        r"`clipnorm` must be .* >= 0. Received: clipnorm=-1.0. Use None for no clipping.",
+    ),
+    (lambda: ok.kadam(clipvalue=-1.0), r"`clipvalue` must be .* >= 0. Received: clipvalue=-1.0. Use None"),
+    (lambda: ok.kadam(global_clipnorm=-1.0), r"`global_clipnorm` must be .* > 0. Received: global_clipnorm=-1.0. Use"),
+    (lambda: ok.clip_by_global_norm(0.0), r"`global_clipnorm` must be .* > 0. Received: global_clipnorm=0.0. Use None"),
+    (lambda: ok.kadam(use_ema=True, ema_momentum=1.5), r"`ema_momentum` must be .* >= 0 and <= 1. Received: ema_mom"),
+    (
+        lambda: ok.kadam(use_ema=True, ema_overwrite_frequency=0),
+        r"`ema_overwrite_frequency` must be an integer >= 1. Received: ema_overwrite_frequency=0. Use None to never",
+    ),
+    (lambda: ok.kadam(loss_scale_factor=0), r"`loss_scale_factor` must be .* > 0. Received: loss_scale_factor=0. Use"),
+    (
+        lambda: ok.kadam(gradient_accumulation_steps=1),
+        r"`gradient_accumulation_steps` must be an integer >= 2. Received: gradient_accumulation_steps=1. Use None",
+    ),
+    (lambda: ok.kadam(gradient_accumulation_steps=-2), r"`gradient_accumulation_steps` must be an integer >= 2"),
+    (
+        lambda: ok.kadam(generation="keras2"),
+        r"`generation` must be one of 'keras3', 'tf_keras', 'legacy'. Received: gen",
+    ),
+    (lambda: ok.kadam(clipnorm=1.0, clipvalue=1.0), r"Only one of clipnorm, clipvalue and global_clipnorm may be set"),
+    (lambda: ok.kadam(clipnorm=0, clipvalue=0), r"Received: clipnorm=0, clipvalue=0, global_clipnorm=None. Set the"),
+    (
+        lambda: ok.kadam(clipnorm=1.0, global_clipnorm=1.0, generation="tf_keras"),
+        r"Only one of clipnorm and global_clipnorm may be set with generation='tf_keras'",
+    ),
+    (
+        lambda: ok.kadam(clipnorm=1.0, global_clipnorm=1.0, generation="legacy"),
+        r"Only one of clipnorm and global_clipnorm may be set with generation='legacy'",
+    ),
+    (lambda: ok.kadam(decay=0.1), r"`decay` must be left out with generation='keras3', .* It belongs to .*'legacy'"),
+    (lambda: ok.kadam(adaptive_epsilon=True), r"`adaptive_epsilon` must be left out .* belongs to .*'tf_keras'"),
+    (lambda: ok.kadam(weight_decay=0.1, generation="legacy"), r"`weight_decay` must be left out with generation='leg"),
+    (lambda: ok.kadam(use_ema=True, generation="legacy"), r"`use_ema` must be left out with generation='legacy'"),
+    (lambda: ok.kadam(loss_scale_factor=2.0, generation="tf_keras"), r"`loss_scale_factor` must be left out"),
+    (
+        lambda: ok.kadam(gradient_accumulation_steps=2, generation="tf_keras"),
+        r"`gradient_accumulation_steps` must be l",
+    ),
+    (lambda: ok.kadam(decay=-0.1, generation="legacy"), r"`decay` must be a finite number >= 0. Received: decay=-0.1."),
+    (lambda: ok.kadam(mu_dtype="int32"), r"`mu_dtype` must be a floating-point dtype. Received: mu_dtype='int32'. Use"),
+    (lambda: ok.kadam(nu_dtype="float31"), r"`nu_dtype` must be a floating-point dtype. Received: nu_dtype='float31'"),
+    (lambda: ok.dynamic_loss_scale(ok.kadam(), 0.0), r"`initial_scale` must be a finite number > 0. Received: initial"),
+    (lambda: ok.dynamic_loss_scale(ok.kadam(), 1.0, 0), r"`dynamic_growth_steps` must be an integer >= 1. Received"),
+    (
+        lambda: ok.averaged_params(ok.kadam().init(jnp.ones(2))),
+        r"`state` must hold an average .* Build .* use_ema=True",
+    ),
+]
+
+TYPES = [
+    (lambda: ok.kadam("0.1"), r"`learning_rate` must be a finite number. Received: learning_rate='0.1'."),
+    (lambda: ok.kadam(None), r"`learning_rate` must be a finite number. Received: learning_rate=None."),
+    (lambda: ok.kadam(True), r"`learning_rate` must be a finite number. Received: learning_rate=True."),
+    (lambda: ok.kadam(epsilon=None), r"`epsilon` must be a finite number >= 0. Received: epsilon=None."),
+    (lambda: ok.kadam(epsilon="1e-7"), r"`epsilon` must be a finite number"),
+    (lambda: ok.kadam(beta_1=None), r"`beta_1` must be a finite number >= 0 and < 1. Received: beta_1=None."),
+    (lambda: ok.kadam(clipnorm=[1.0]), r"`clipnorm` must be a finite number >= 0"),
+    (lambda: ok.kadam(amsgrad="yes"), r"`amsgrad` must be True or False. Received: amsgrad='yes'."),
+    (lambda: ok.kadam(use_ema=1), r"`use_ema` must be True or False. Received: use_ema=1."),
+    (lambda: ok.kadam(name=3), r"`name` must be a string or None. Received: name=3."),
+    (lambda: ok.kadam(gradient_accumulation_steps=2.5), r"`gradient_accumulation_steps` must be an integer >= 2"),
+    (lambda: ok.kadam(use_ema=True, ema_overwrite_frequency=2.5), r"`ema_overwrite_frequency` must be an integer >= 1"),
+    (lambda: ok.dynamic_loss_scale("adam"), r"`inner` must be an optax transformation. Received: inner='adam'."),
+    (
+        lambda: ok.kadam().init({"w": jnp.arange(3)}),
+        r"`params` must hold floating-point .* int32 at \"\['w'\]\". Leave",
+    ),
+    (
+        lambda: ok.kadamw(weight_decay_mask={"w": 1}).init({"w": jnp.ones(3)}),
+        r"`weight_decay_mask` must be a tree of bools .* Received: 1 at \"\['w'\]\"",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), VALUES)
+def test_value_errors(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+@pytest.mark.parametrize(("make", "match"), TYPES)
+def test_type_errors(make, match):
+    with pytest.raises(TypeError, match=match):
+        make()
+
+
+PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+
+
+@pytest.mark.parametrize(
+    ("gradients", "match"),
+    [
+        (
+            {"dense": {"kernel": jnp.ones((2, 3))}},
+            r"must have the leaves of `(mu|accumulator)`. Received: none at \"\['dense'\]\['bias'\]",
+        ),
+        (
+            {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}},
+            r"the shape of its leaf in `(mu|accumulator)`, \(2, 3\). Received: \(3, 2\) at .*kernel.*Call `init`",
+        ),
+        ({"dense": {**PARAMS["dense"], "scale": jnp.ones(3)}}, r"Received: one more at \"\['dense'\]\['scale'\]"),
+    ],
+)
+@pytest.mark.parametrize("make", [ok.kadam, ok.kadamw, lambda: ok.kadam(gradient_accumulation_steps=2)])
+def test_gradients_that_do_not_fit_are_named_by_path(gradients, match, make):
+    tx = make()
+    with pytest.raises(ValueError, match=match):
+        tx.update(gradients, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("tx", "match"),
+    [
+        (ok.kadamw(), "`params` must be given: weight decay decays the parameters themselves. Received: params=None."),
+        (ok.kadam(use_ema=True), "`params` must be given: the moving average averages the parameters themselves."),
+    ],
+)
+def test_missing_parameters_are_said_to_be_needed_by_a_stage(tx, match):
+    with pytest.raises(ValueError, match=match):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_parameters_are_not_needed_where_no_stage_reads_them():
+    tx = ok.kadam(clipnorm=1.0, gradient_accumulation_steps=2)
+    tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_a_mask_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"`weight_decay_mask` must be a tree of bools that fits the parameters"):
+        ok.kadamw(weight_decay_mask={"other": True}).init(PARAMS)
+
+
+def test_no_gradient_at_all():
+    tx = ok.kadam()
+    with pytest.raises(ValueError, match="At least one gradient must be given. Received: None for every parameter."):
+        tx.update(jax.tree.map(lambda _: None, PARAMS), tx.init(PARAMS), PARAMS)
+
+
+def test_what_keras_takes_is_taken():
+    for accepted in (
+        {"learning_rate": -1.0},
+        {"learning_rate": 1},
+        {"learning_rate": np.float32(0.1)},
+        {"clipnorm": 0},
+        {"global_clipnorm": 0},
+        {"global_clipnorm": 0, "generation": "legacy"},
+        {"epsilon": 0},
+        {"gradient_accumulation_steps": 0},
+        {"ema_momentum": 1.5},
+        {"ema_overwrite_frequency": -1},
+        {"name": None},
+        {"weight_decay": 0},
+        {"clipvalue": 1.0, "clipnorm": 1.0, "generation": "legacy"},
+        {"clipvalue": 1.0, "global_clipnorm": 1.0, "generation": "tf_keras"},
+        {"epsilon": None, "generation": "legacy"},
+        {"epsilon": 0, "generation": "legacy"},
+    ):
+        tx = ok.kadam(**accepted)
+        assert isinstance(tx, optax.GradientTransformationExtraArgs)
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
