@@ -30,8 +30,8 @@ from optax_kadam._precision import arithmetic_dtype
 class ScaleByKadamState(NamedTuple):
     """The state of `scale_by_kadam`; `mu`, `nu` and `nu_max` have the structure and shapes of the parameters."""
 
-    # shape=(), dtype=int32: t - 1, the updates so far.
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]: optax's name for it.
+    # shape=(), dtype=int32: t - 1, the updates so far; None where they are counted outside.
+    count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]: optax's name for it.
     mu: optax.Updates  # m, in `mu_dtype`.
     nu: optax.Updates  # v, in `nu_dtype`.
     nu_max: optax.Updates | None  # The running maximum of v, in `nu_dtype`; None without AMSGrad.
@@ -71,6 +71,7 @@ def scale_by_kadam(
     *,
     adaptive_epsilon: bool = False,
     float32_betas: bool = False,
+    own_count: bool = True,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -92,6 +93,8 @@ def scale_by_kadam(
         tf_keras has it: then `epsilon` is that of `optax.adam`.
       float32_betas: whether betas are rounded to float32 before all arithmetic, as legacy Keras does: `1 - 0.999` is
         then 1.3e-5 smaller.
+      own_count: whether the state counts the updates. False where each is handed `iterations`, the updates so far, as
+        an extra argument, as inside `kadam`.
       mu_dtype: dtype in which `mu` is kept; by default that of the parameter.
       nu_dtype: dtype in which `nu` and `nu_max` are kept, likewise. float16 cannot hold the square of a gradient below
         2.4e-4: with float16 parameters, give float32.
@@ -137,7 +140,7 @@ def scale_by_kadam(
     def init_fn(params: optax.Params) -> Any:
         _check.floating_leaves("params", params)
         return ScaleByKadamState(
-            count=jnp.zeros((), jnp.int32),
+            count=jnp.zeros((), jnp.int32) if own_count else None,
             mu=optax.tree.zeros_like(params, dtype=mu_dtype),
             nu=optax.tree.zeros_like(params, dtype=nu_dtype),
             nu_max=optax.tree.zeros_like(params, dtype=nu_dtype) if amsgrad else None,
@@ -148,13 +151,13 @@ def scale_by_kadam(
         state: Any,
         params: Any = None,
         *,
-        iterations: jax.Array | None = None,
+        iterations: Any = None,
         learning_rate: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         _check.same_tree(updates, state.mu, "mu")
-        count = state.count if iterations is None else iterations
+        count = state.count if own_count else iterations
         scalars: dict[Any, _Scalars] = {}
 
         def update_leaf(m: jax.Array, v: jax.Array, g: jax.Array | None, v_max: jax.Array | None = None) -> _Leaf:
@@ -175,7 +178,7 @@ def scale_by_kadam(
             jax.tree.map(lambda leaf, i=i: leaf[i], leaves, is_leaf=lambda node: isinstance(node, _Leaf))
             for i in range(4)
         )
-        new_count = jnp.asarray(optax.safe_increment(count))
+        new_count = jnp.asarray(optax.safe_increment(count)) if own_count else None
         new_state = ScaleByKadamState(new_count, mu, nu, nu_max if amsgrad else None)
         return steps, new_state
 

@@ -134,6 +134,7 @@ def kadam(
             amsgrad,
             adaptive_epsilon=adaptive_epsilon,
             float32_betas=is_legacy,
+            own_count=False,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
         ),
@@ -205,8 +206,8 @@ def kadamw(
       >>> tx = kadamw(0.1, weight_decay=0.5)
       >>> params = jnp.array([10.0, 10.0])
       >>> updates, state = tx.update(jnp.array([1.0, 0.0]), tx.init(params), params)
-      >>> print(optax.apply_updates(params, updates))
-      [9.4 9.5]
+      >>> optax.apply_updates(params, updates).tolist()
+      [9.4, 9.5]
 
     References:
       Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; `keras/src/optimizers/adamw.py` (Keras 3.15).
