@@ -41,9 +41,9 @@ class _Scalars(NamedTuple):
     """What the equation needs beside the arrays, each a scalar in the dtype of the arithmetic."""
 
     alpha: jax.Array
-    one_minus_beta_1: float | jax.Array
-    one_minus_beta_2: float | jax.Array
-    epsilon: float | jax.Array
+    one_minus_beta_1: jax.Array
+    one_minus_beta_2: jax.Array
+    epsilon: jax.Array
 
 
 class _Leaf(NamedTuple):
@@ -124,8 +124,9 @@ def scale_by_kadam(
     epsilon = _check.number("epsilon", epsilon, (">=", 0.0))
     mu_dtype, nu_dtype = _check.floating("mu_dtype", mu_dtype), _check.floating("nu_dtype", nu_dtype)
 
-    def scalars_of(count: jax.Array, learning_rate: jax.Array | None, dtype: Any) -> _Scalars:
-        beta_1, beta_2 = beta_1_at(count), beta_2_at(count)
+    def scalars_of(
+        beta_1: float | jax.Array, beta_2: float | jax.Array, count: Any, learning_rate: jax.Array | None, dtype: Any
+    ) -> _Scalars:
         if float32_betas:
             beta_1, beta_2 = (jnp.asarray(beta).astype(jnp.float32).astype(dtype) for beta in (beta_1, beta_2))
         one_minus_beta_1, one_minus_beta_2 = 1 - beta_1, 1 - beta_2
@@ -134,8 +135,9 @@ def scale_by_kadam(
         # Left to right, as Keras: (lr * root) / (...).
         scaled_root = root if learning_rate is None else learning_rate.astype(dtype) * root
         alpha = scaled_root / (1 - jnp.power(jnp.asarray(beta_1).astype(dtype), t))
-        scalars = (alpha, one_minus_beta_1, one_minus_beta_2, epsilon * root if adaptive_epsilon else epsilon)
-        return _Scalars(*(jnp.asarray(scalar).astype(dtype) for scalar in scalars))
+        alone = (jnp.asarray(scalar).astype(dtype) for scalar in (one_minus_beta_1, one_minus_beta_2, epsilon))
+        scalars = _Scalars(alpha, *alone)
+        return scalars._replace(epsilon=scalars.epsilon * root) if adaptive_epsilon else scalars
 
     def init_fn(params: optax.Params) -> Any:
         _check.floating_leaves("params", params)
@@ -158,6 +160,7 @@ def scale_by_kadam(
         del params, extra_args
         _check.same_tree(updates, state.mu, "mu")
         count = state.count if own_count else iterations
+        betas = beta_1_at(count), beta_2_at(count)
         scalars: dict[Any, _Scalars] = {}
 
         def update_leaf(m: jax.Array, v: jax.Array, g: jax.Array | None, v_max: jax.Array | None = None) -> _Leaf:
@@ -165,7 +168,7 @@ def scale_by_kadam(
                 return _Leaf(None, m, v, v_max)
             dtype = arithmetic_dtype(g, m, v)
             if dtype not in scalars:
-                scalars[dtype] = scalars_of(count, learning_rate, dtype)
+                scalars[dtype] = scalars_of(*betas, count, learning_rate, dtype)
             wide_max = None if v_max is None else v_max.astype(dtype)
             leaf = adam_step(g.astype(dtype), m.astype(dtype), v.astype(dtype), wide_max, scalars[dtype])
             step = leaf.step if learning_rate is None else -leaf.step

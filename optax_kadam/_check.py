@@ -35,7 +35,9 @@ def number(name: str, value: Any, *bounds: tuple[str, float], remedy: str = "") 
 def integer(name: str, value: Any, at_least: int, remedy: str = "") -> int:
     """Return `value` as an int if it is an integer of at least `at_least`."""
     message = f"`{name}` must be an integer >= {at_least}. Received: {name}={value!r}.{' ' if remedy else ''}{remedy}"
-    if isinstance(value, (bool, jax.Array)) or not hasattr(value, "__index__"):
+    if isinstance(value, jax.Array):
+        raise TypeError(f"{message} With `optax.inject_hyperparams`, name it in `static_args`.")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(message)
     if operator.index(value) < at_least:
         raise ValueError(message)

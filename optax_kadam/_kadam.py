@@ -117,20 +117,25 @@ def kadam(
         weight_decay=weight_decay,
         use_ema=use_ema or None,
         loss_scale_factor=loss_scale_factor,
-        gradient_accumulation_steps=gradient_accumulation_steps or None,
+        gradient_accumulation_steps=gradient_accumulation_steps if _is_on(gradient_accumulation_steps) else None,
         decay=decay,
         adaptive_epsilon=adaptive_epsilon or None,
     )
-    micro_steps = gradient_accumulation_steps and _check.integer(
-        "gradient_accumulation_steps", gradient_accumulation_steps, 2, "Use None for no accumulation."
-    )
+    if not _is_on(gradient_accumulation_steps):
+        micro_steps = 1
+    else:
+        micro_steps = _check.integer(
+            "gradient_accumulation_steps", gradient_accumulation_steps, 2, "Use None for no accumulation."
+        )
+    if is_legacy and not _is_on(epsilon):
+        epsilon = 1e-7
 
     step = _chain(
         *_clips(generation, clipnorm, clipvalue, global_clipnorm),
         scale_by_kadam(
             beta_1,
             beta_2,
-            (epsilon or 1e-7) if is_legacy else epsilon,
+            epsilon,
             amsgrad,
             adaptive_epsilon=adaptive_epsilon,
             float32_betas=is_legacy,
@@ -143,11 +148,11 @@ def kadam(
     )
     update = _chain(
         None if loss_scale_factor is None else unscale(loss_scale_factor),
-        accumulate_gradients(micro_steps, step) if micro_steps else step,
+        accumulate_gradients(micro_steps, step) if micro_steps > 1 else step,
         average_params(
             ema_momentum,
             ema_overwrite_frequency,
-            micro_steps=micro_steps or 1,
+            micro_steps=micro_steps,
             start_from_params=not is_keras3,
         )
         if use_ema
@@ -246,6 +251,11 @@ _KNOWN_TO = {
 }
 
 
+def _is_on(value: Number | None) -> TypeGuard[Number]:
+    """Tell whether Keras takes `value` for more than off: not None, not 0. An array, maybe traced, is on."""
+    return isinstance(value, jax.Array) or bool(value)
+
+
 def _check_known_to(generation: str, **arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None and generation not in _KNOWN_TO[name]:
@@ -268,20 +278,17 @@ def _clips(
             f"Only one of {allowed} may be set with generation={generation!r}. Received: clipnorm={clipnorm}, "
             f"clipvalue={clipvalue}, global_clipnorm={global_clipnorm}. Set the others to None."
         )
-
-    def is_on(limit: Number | None) -> TypeGuard[Number]:
-        return limit is not None and (generation == "legacy" or isinstance(limit, jax.Array) or limit != 0)
-
-    by_value = [clip_by_value(clipvalue)] if is_on(clipvalue) else []
-    by_norm = [clip_by_norm(clipnorm)] if is_on(clipnorm) else []
-    by_global_norm = (
-        [clip_by_global_norm(global_clipnorm, float32_reciprocal=generation != "keras3")]
-        if is_on(global_clipnorm)
-        else []
-    )
-    if generation == "legacy":
-        return by_value + by_norm + by_global_norm
-    return by_norm or by_global_norm or by_value
+    if generation == "legacy":  # All that are given, and 0 is a limit.
+        return [
+            *([] if clipvalue is None else [clip_by_value(clipvalue)]),
+            *([] if clipnorm is None else [clip_by_norm(clipnorm)]),
+            *([] if global_clipnorm is None else [clip_by_global_norm(global_clipnorm, float32_reciprocal=True)]),
+        ]
+    if _is_on(clipnorm):
+        return [clip_by_norm(clipnorm)]
+    if _is_on(global_clipnorm):
+        return [clip_by_global_norm(global_clipnorm, float32_reciprocal=generation == "tf_keras")]
+    return [clip_by_value(clipvalue)] if _is_on(clipvalue) else []
 
 
 def _chain(*stages: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:

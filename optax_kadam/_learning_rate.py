@@ -37,7 +37,7 @@ class LearningRateState(_LearningRateState):
 
 
 def with_learning_rate(
-    learning_rate: Hyperparameter, inner: optax.GradientTransformationExtraArgs, decay: float | None = None
+    learning_rate: Hyperparameter, inner: optax.GradientTransformationExtraArgs, decay: float | jax.Array | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Count the steps, and hand `iterations` and `learning_rate` to the stages of `inner`.
 
@@ -49,12 +49,13 @@ def with_learning_rate(
     gradient is None.
     """
     decay_rate = 0.0 if decay is None else _check.number("decay", decay, (">=", 0.0))
+    is_decayed = isinstance(decay_rate, jax.Array) or decay_rate > 0.0
     rate_at = at_step("learning_rate", learning_rate)
-    lives_in_state = not callable(learning_rate) and not isinstance(learning_rate, jax.Array) and not decay
+    lives_in_state = not callable(learning_rate) and not isinstance(learning_rate, jax.Array) and not is_decayed
 
     def rate_of(iterations: jax.Array) -> jax.Array:
         rate = jnp.asarray(rate_at(iterations)).astype(jnp.float32)
-        return inverse_time(rate, decay_rate, iterations) if decay else rate
+        return inverse_time(rate, decay_rate, iterations) if is_decayed else rate
 
     def init_fn(params: optax.Params) -> LearningRateState:
         iterations = jnp.zeros((), jnp.int32)

@@ -237,3 +237,21 @@ def test_inject_hyperparams_moves_every_number():
         if name not in ("beta_1", "clipnorm"):  # These two do not show in a first step.
             assert (other["dense"]["kernel"] != first["dense"]["kernel"]).any(), name
     assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"generation": "legacy", "decay": 0.1, "clipvalue": 1.0, "global_clipnorm": 1.0},
+        {"generation": "tf_keras", "adaptive_epsilon": True, "use_ema": True, "clipnorm": 1.0},
+        {"gradient_accumulation_steps": 2, "loss_scale_factor": 8.0, "use_ema": True, "ema_overwrite_frequency": 2},
+    ],
+)
+def test_inject_hyperparams_takes_every_generation(arguments):
+    params, gradients = trees()
+    static = ("gradient_accumulation_steps", "ema_overwrite_frequency")
+    tx = optax.inject_hyperparams(ok.kadam, static_args=static)(0.01, **arguments)
+    state, alone = tx.init(params), ok.kadam(0.01, **arguments)
+    stepped, _ = jax.jit(step_of(tx))(gradients, state, params)
+    expected, _ = jax.jit(step_of(alone))(gradients, alone.init(params), params)
+    chex.assert_trees_all_close(stepped, expected, rtol=1e-5)

@@ -66,6 +66,15 @@ def test_a_callable_is_asked_once_a_step(jit):
     assert ulp(params, scheduled) == 0
 
 
+def test_a_callable_beta_is_asked_once_for_all_dtypes():
+    with jax.enable_x64(True):
+        asked = []
+        tx = ok.kadam(beta_1=lambda: asked.append(1) or 0.9)
+        params = [jnp.ones(2, "float32"), jnp.ones(2, "float64")]
+        tx.update(params, tx.init(params), params)
+        assert len(asked) == 1
+
+
 def test_a_default_argument_does_not_make_a_schedule():
     assert run(ok.kadam(lambda rate=0.25: rate), 2)[1] == [0.25, 0.25]
     assert run(ok.kadam(lambda *step: jnp.float32(0.5) + step[0].astype("float32")), 2)[1] == [0.5, 1.5]

@@ -1,5 +1,6 @@
 """The live Keras 3 on JAX beside ours: random trees, arguments and gradients, 30 steps, eager and jitted."""
 
+import functools
 import warnings
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import share, ulp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import optax_kadam as ok
@@ -68,7 +69,7 @@ shapes = st.lists(st.sampled_from([(), (1,), (3,), (17, 5), (4, 3, 2), (0,), (65
 
 
 @st.composite
-def configurations(draw):
+def configurations(draw, windows):
     arguments = {
         "learning_rate": draw(st.sampled_from([1e-3, 0.01, 0.1, 0.7])),
         "beta_1": draw(st.sampled_from([0.0, 0.5, 0.9, 0.99])),
@@ -76,7 +77,7 @@ def configurations(draw):
         "epsilon": draw(st.sampled_from([1e-8, 1e-7, 1e-3, 1.0])),
         "amsgrad": draw(st.booleans()),
         "loss_scale_factor": draw(st.sampled_from([None, 3.0, 1024.0])),
-        "gradient_accumulation_steps": draw(st.sampled_from([None, 2, 3, 7])),
+        "gradient_accumulation_steps": draw(st.sampled_from(windows)),
         **draw(clips),
     }
     if draw(st.booleans()):
@@ -111,27 +112,32 @@ def compare(arguments, params, gradients, jit, learning_rate=None):
     # in one step: half an ULP of the step is lost there (README, exactness table).
     twice = arguments.get("weight_decay") is not None or arguments.get("ema_overwrite_frequency") is not None
     for p, q, w in zip(found, expected, way, strict=True):
-        assert (np.abs(p.astype(float) - q) <= twice * 2.0**-23 * w).all() if twice else ulp(p, q) == 0
+        assert (np.abs(p.astype(float) - q) <= twice * 2.0**-24 * w).all() if twice else ulp(p, q) == 0
     for name in SUFFIXES:
         for x, y in zip(slots[name], expected_slots[name], strict=True):
             if name == "average" and twice:
-                assert share(x, y, max(np.abs(y).max(initial=0), 1e-30)) <= 2.0**-21
+                assert share(x, y, max(np.abs(y).max(initial=0), 1e-30)) <= 2.0**-24
             else:
                 assert ulp(x, y) == 0, name
 
 
-relaxed = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+relaxed = functools.partial(
+    settings,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
-@relaxed
-@given(configurations(), problems())
+# Eager Keras compiles its accumulation anew at every step: a window is drawn less often there.
+@relaxed(max_examples=12)
+@given(configurations([None, None, None, 3]), problems())
 def test_eager(arguments, problem):
     compare(arguments, *problem, jit=False)
 
 
-@relaxed
-@given(configurations(), problems())
+@relaxed(max_examples=20)
+@given(configurations([None, 2, 3, 7]), problems())
 def test_jitted(arguments, problem):
     compare(arguments, *problem, jit=True)

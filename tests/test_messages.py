@@ -89,6 +89,10 @@ TYPES = [
     (lambda: ok.kadam(name=3), r"`name` must be a string or None. Received: name=3."),
     (lambda: ok.kadam(gradient_accumulation_steps=2.5), r"`gradient_accumulation_steps` must be an integer >= 2"),
     (lambda: ok.kadam(use_ema=True, ema_overwrite_frequency=2.5), r"`ema_overwrite_frequency` must be an integer >= 1"),
+    (
+        lambda: ok.kadam(gradient_accumulation_steps=jnp.int32(2)),
+        r"With `optax.inject_hyperparams`, name it in `static_",
+    ),
     (lambda: ok.dynamic_loss_scale("adam"), r"`inner` must be an optax transformation. Received: inner='adam'."),
     (
         lambda: ok.kadam().init({"w": jnp.arange(3)}),

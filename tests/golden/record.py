@@ -4,8 +4,8 @@
     python tests/golden/record.py tfk-eager [--out DIR] [CASE ...]        tf_keras with tensorflow-cpu
     python tests/golden/record.py schedules [--out DIR]                   keras 3 with jax
 
-A run is written to `DIR/<case>.npz` as `<runner>/<slot>` [snapshots, parameters] beside what that file already holds, so
-that a later Keras can be compared with the one recorded. `manifest.json` says what a case is; `inputs.npz` holds the
+A run is written to `DIR/<case>.npz` as `<runner>/<slot>` [snapshots, parameters] beside what that file already holds,
+so that a later Keras can be compared with the one recorded. `manifest.json` says what a case is; `inputs.npz` holds the
 initial parameters and the gradients.
 """
 
