@@ -131,11 +131,11 @@ def scale_by_kadam(
             beta_1, beta_2 = (jnp.asarray(beta).astype(jnp.float32).astype(dtype) for beta in (beta_1, beta_2))
         one_minus_beta_1, one_minus_beta_2 = 1 - beta_1, 1 - beta_2
         t = jnp.asarray(optax.safe_increment(count)).astype(dtype)
-        root = jnp.sqrt(1 - jnp.power(jnp.asarray(beta_2).astype(dtype), t))
+        root = jnp.sqrt(1 - jnp.power(jnp.asarray(beta_2, dtype), t))
         # Left to right, as Keras: (lr * root) / (...).
         scaled_root = root if learning_rate is None else learning_rate.astype(dtype) * root
-        alpha = scaled_root / (1 - jnp.power(jnp.asarray(beta_1).astype(dtype), t))
-        alone = (jnp.asarray(scalar).astype(dtype) for scalar in (one_minus_beta_1, one_minus_beta_2, epsilon))
+        alpha = scaled_root / (1 - jnp.power(jnp.asarray(beta_1, dtype), t))
+        alone = (jnp.asarray(scalar, dtype) for scalar in (one_minus_beta_1, one_minus_beta_2, epsilon))
         scalars = _Scalars(alpha, *alone)
         return scalars._replace(epsilon=scalars.epsilon * root) if adaptive_epsilon else scalars
 

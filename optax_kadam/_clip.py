@@ -36,7 +36,7 @@ def clip_by_value(clipvalue: float | jax.Array) -> optax.GradientTransformationE
     limit = _check.number("clipvalue", clipvalue, (">=", 0.0), remedy=_NO_CLIP)
 
     def clip(g: jax.Array) -> jax.Array:
-        bound = jnp.asarray(limit).astype(g.dtype)
+        bound = jnp.asarray(limit, g.dtype)
         return jnp.clip(g, -bound, bound)
 
     return _stateless(lambda updates: jax.tree.map(clip, updates))
@@ -66,7 +66,7 @@ def clip_by_norm(clipnorm: float | jax.Array) -> optax.GradientTransformationExt
 
     def clip(g: jax.Array) -> jax.Array:
         wide = g.astype(arithmetic_dtype(g))
-        bound = jnp.asarray(limit).astype(wide.dtype)
+        bound = jnp.asarray(limit, wide.dtype)
         squares = jnp.sum(jnp.square(wide), keepdims=True)
         norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares))), squares)
         return ((wide * bound) / jnp.maximum(norm, bound)).astype(g.dtype)
@@ -107,9 +107,9 @@ def clip_by_global_norm(
         dtype = arithmetic_dtype(*leaves)
         wide = [g.astype(dtype) for g in leaves]
         norm = jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(g)) for g in wide])))
-        bound = jnp.asarray(limit).astype(dtype)
+        bound = jnp.asarray(limit, dtype)
         reciprocal = 1.0 / (bound if float32_reciprocal else limit)
-        scale = bound * jnp.minimum(1.0 / norm, jnp.asarray(reciprocal).astype(dtype))
+        scale = bound * jnp.minimum(1.0 / norm, jnp.asarray(reciprocal, dtype))
         scale += norm - norm  # Nothing for a finite norm, NaN for any other.
         return jax.tree.map(lambda g: (g.astype(dtype) * scale).astype(g.dtype), updates)
 

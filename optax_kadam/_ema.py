@@ -72,9 +72,9 @@ def average_params(
             dtype = arithmetic_dtype(p)
             new = _sum(p, u).astype(dtype)
             if start_from_params:
-                kept, added = jnp.asarray(momentum).astype(dtype), jnp.asarray(1 - momentum).astype(dtype)
+                kept, added = jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum).astype(dtype)
             else:
-                kept = (step != 0).astype(dtype) * jnp.asarray(momentum).astype(dtype)
+                kept = (step != 0).astype(dtype) * jnp.asarray(momentum, dtype)
                 added = 1 - kept
             return (kept * mean.astype(dtype) + added * new).astype(mean.dtype)
 

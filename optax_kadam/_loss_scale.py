@@ -7,6 +7,7 @@ Source: `keras/src/optimizers/base_optimizer.py` and `loss_scale_optimizer.py` (
 `tf_keras/src/mixed_precision/loss_scale_optimizer.py` (2.21).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -76,11 +77,11 @@ def dynamic_loss_scale(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> DynamicLossScaleState:
-        scale = jnp.asarray(first_scale).astype(jnp.float32)
+        scale = jnp.asarray(first_scale, jnp.float32)
         return DynamicLossScaleState(jnp.zeros((), jnp.int32), scale, inner.init(params))
 
-    def update_fn(
-        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+    def guard(
+        choose_branch: Any, updates: optax.Updates, state: Any, params: Any, extra_args: dict[str, Any]
     ) -> tuple[optax.Updates, DynamicLossScaleState]:
         counter, scale, inner_state = state
 
@@ -103,7 +104,15 @@ def dynamic_loss_scale(
             )
 
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(updates)]))
-        # Keras 3 on JAX compiles both branches even in an eager run; the two older ones run theirs op by op.
-        return lax.cond(finite, apply, skip) if is_keras3 else choose(finite, apply, skip)
+        return choose_branch(finite, apply, skip)
+
+    # Keras 3 on JAX compiles both branches even in an eager run, the older two run theirs op by op. Jitted here once:
+    # an eager `lax.cond` would be compiled again at every step.
+    guarded: Any = jax.jit(functools.partial(guard, lax.cond)) if is_keras3 else functools.partial(guard, choose)
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, DynamicLossScaleState]:
+        return guarded(updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -54,7 +54,7 @@ def decay_weights(weight_decay: float | jax.Array, mask: Any = None) -> optax.Gr
                 return None
             dtype = arithmetic_dtype(p, u)
             wide, rate = p.astype(dtype), learning_rate.astype(dtype)
-            decayed = wide - wide * jnp.asarray(weight_decay).astype(dtype) * rate
+            decayed = wide - wide * jnp.asarray(weight_decay, dtype) * rate
             return ((decayed + u.astype(dtype)) - wide).astype(u.dtype)
 
         def decay_masked(is_decayed: bool, params: optax.Params, updates: optax.Updates) -> optax.Updates:

@@ -213,8 +213,9 @@ def test_fits_into_optax(make):
     }
     for name, tx in wrapped.items():
         with jax.numpy_dtype_promotion("standard"):  # MultiSteps and apply_if_finite do not run under the strict one.
-            stepped, state = jax.jit(step_of(tx))(gradients, tx.init(params), params)
-            jax.jit(step_of(tx))(gradients, state, stepped)
+            step = jax.jit(step_of(tx))
+            stepped, state = step(gradients, tx.init(params), params)
+            step(gradients, state, stepped)
         if name != "partition" or make is not OPTIMIZERS["kadam global_clipnorm"]:
             close = {"partition": 2e-2}.get(name, 1e-6)  # Global norms are those of each part.
             chex.assert_trees_all_close(stepped, alone, rtol=close, custom_message=name)

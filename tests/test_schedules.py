@@ -50,7 +50,7 @@ def test_jitted_is_eager_keras(name, config, steps_per_period):
     steps_name = "first_decay_steps" if name == "CosineDecayRestarts" else "decay_steps"
     config = {"initial_learning_rate": 0.1, steps_name: steps_per_period, **config}
     ours = getattr(ok.schedules, name)(**config)
-    steps = [0, 1, 2, 13, 14, *(steps_per_period * i + j for i in (1, 2, 3, 8) for j in (-1, 0, 1)), 10**6]
+    steps = [0, 1, 2, 13, 14, *(steps_per_period * i + j for i in (1, 3, 8) for j in (0, 1)), 10**6]
     with jax.numpy_dtype_promotion("standard"):
         expected = rates(getattr(keras.optimizers.schedules, name)(**config), steps)
     assert ulp(rates(ours, steps), expected) == 0
