@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import CASES, INPUTS, SLOTS, build, flatten, golden, replay, share, split, ulp
+from golden.record import record
+from helpers import CASES, INPUTS, MANIFEST, SLOTS, build, flatten, golden, replay, share, split, ulp
 
 # Where 0 ULP cannot be reached: (case, runner), the largest distance measured, as a share of the movement of the
 # parameters and of the largest entry of a moment, and the reason. All else is equal to the bit.
@@ -35,6 +36,10 @@ RUNS = [
 def test_recorded_run(case_id, runner):
     case, recorded = CASES[case_id], golden(case_id)
     jit = runner.endswith("jit")
+    if jit and jax.__version__ != MANIFEST["versions"]["jax"]:
+        # Another compiler contracts other multiply-adds, in Keras too: ask the Keras that this one compiles.
+        with jax.numpy_dtype_promotion("standard"):
+            recorded = record(case, runner, INPUTS)
     of_params, of_moments = next(
         row[2:4] for row in BOUNDS if fnmatch.fnmatch(case_id, row[0]) and fnmatch.fnmatch(runner, row[1])
     )
