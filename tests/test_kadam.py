@@ -127,6 +127,18 @@ def test_the_average_starts_where_each_generation_starts_it():
         np.testing.assert_allclose(ok.averaged_params(state), [first], rtol=1e-6)
 
 
+def test_the_average_becomes_the_parameters_at_every_third_step():
+    tx = ok.kadam(0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3)
+    params, overwritten = jnp.array([8.0]), []
+    state = tx.init(params)
+    for step in range(1, 8):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+        if step > 1 and params == ok.averaged_params(state):  # The first average is the first parameter.
+            overwritten.append(step)
+    assert overwritten == [3, 6]
+
+
 def test_an_infinite_average_does_not_poison_the_parameters_between_overwrites():
     params = jnp.array([1.0])
     tx = ok.kadam(0.1, use_ema=True, ema_overwrite_frequency=5)
