@@ -17,14 +17,20 @@ from jax import lax
 
 from optax_kadam import _check
 from optax_kadam._accumulate import choose
+from optax_kadam._precision import arithmetic_dtype
 
 
 def unscale(loss_scale_factor: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     """Divide the gradients by `loss_scale_factor`, > 0, by which the loss was multiplied."""
     factor = _check.number("loss_scale_factor", loss_scale_factor, (">", 0.0), remedy="Use None for no loss scale.")
     return optax.with_extra_args_support(
-        optax.stateless(lambda updates, params: jax.tree.map(lambda g: (g / factor).astype(g.dtype), updates))
+        optax.stateless(lambda updates, params: jax.tree.map(lambda g: _widened(g) / factor, updates))
     )
+
+
+def _widened(g: jax.Array) -> jax.Array:
+    """`g` in the precision of the arithmetic: in float16 a scale overflows, and what it saved underflows again."""
+    return g.astype(arithmetic_dtype(g))
 
 
 class DynamicLossScaleState(NamedTuple):
@@ -86,7 +92,7 @@ def dynamic_loss_scale(
         counter, scale, inner_state = state
 
         def apply() -> tuple[optax.Updates, DynamicLossScaleState]:
-            unscaled = jax.tree.map(lambda g: (g / scale.astype(g.dtype)).astype(g.dtype), updates)
+            unscaled = jax.tree.map(lambda g: _widened(g) / scale.astype(arithmetic_dtype(g)), updates)
             new, new_inner_state = inner.update(unscaled, inner_state, params, **extra_args)
             is_due = counter >= growth_steps - 1
             doubled = scale * 2.0 if is_keras3 else jnp.where(jnp.isfinite(scale * 2.0), scale * 2.0, scale)

@@ -36,7 +36,7 @@ def _constant(value: float | jax.Array) -> jax.Array:
 
 
 def _rounded(product: jax.Array) -> jax.Array:
-    """`product`, rounded before it is added to: no multiply-add reaches through a clip, and it changes no number."""
+    """`product`, rounded before it is added to: a clip, which keeps finite numbers, stops a multiply-add."""
     finfo = jnp.finfo(jnp.float32)
     return jnp.clip(product, finfo.min, finfo.max)
 
