@@ -1,0 +1,1 @@
+"""Keras's configuration and files: read, restored, written."""
