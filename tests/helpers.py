@@ -1,7 +1,9 @@
 """Replaying the recorded runs of the real Keras, and measuring how far two arrays are apart."""
 
+import contextlib
 import json
 import pathlib
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,14 @@ def golden(name):
 
 
 INPUTS = golden("inputs")
+
+
+@contextlib.contextmanager
+def keras_rules():
+    """Run Keras itself: under the usual rules of promotion, and with its warnings its own affair."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def split(flat):

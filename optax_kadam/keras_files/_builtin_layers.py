@@ -1,0 +1,27 @@
+"""What is known of Keras's own layers: the variables and sublayers that they make, in which order."""
+
+# Keras's own layers: the names of their trainable variables and of the others, in the order of the file.
+_AFFINE = (("kernel", "bias"), ())
+_CENTERED = (("gamma", "beta"), ())
+_RECURRENT = (("kernel", "recurrent_kernel", "bias"), ())
+_SEPARABLE = (("depthwise_kernel", "pointwise_kernel", "bias"), ())
+_SCALED = (("scale",), ())
+VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    **dict.fromkeys(("dense", "einsum_dense", "depthwise_conv1d", "depthwise_conv2d"), _AFFINE),
+    **dict.fromkeys((f"conv{n}d{kind}" for n in (1, 2, 3) for kind in ("", "_transpose")), _AFFINE),
+    **dict.fromkeys(("separable_conv1d", "separable_conv2d"), _SEPARABLE),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "simple_rnn_cell", "conv_lstm_cell"), _RECURRENT),
+    **dict.fromkeys(("layer_normalization", "group_normalization"), _CENTERED),
+    **dict.fromkeys(("rms_normalization", "attention", "additive_attention"), _SCALED),
+    "batch_normalization": (("gamma", "beta"), ("moving_mean", "moving_variance")),
+    "embedding": (("embeddings",), ()),
+    "normalization": ((), ("mean", "variance", "count")),
+    "p_re_lu": (("alpha",), ()),
+}
+# The arguments that leave a variable out.
+SWITCHES = {"use_bias": ("bias",), "scale": ("gamma",), "center": ("beta",)}
+# Keras's own layers that consist of layers: their attributes, in the order in which these are made.
+ATTENTION = {"query_dense": "query", "key_dense": "key", "value_dense": "value", "output_dense": "attention_output"}
+SUBLAYERS = (tuple(ATTENTION), ("forward_layer", "backward_layer"))
+# Where a class is registered under another name than its own.
+ALIASES = {"group_query_attention": "grouped_query_attention"}

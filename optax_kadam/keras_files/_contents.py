@@ -1,0 +1,73 @@
+"""What a Keras file holds, whatever its format, before an array of it is read."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from optax_kadam.keras_files._stored import Stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """A variable of the model."""
+
+    path: str  # As Keras names it: `model/dense/kernel`, in tf_keras `dense/kernel:0`.
+    stored: Stored
+    is_trainable: bool = True
+
+
+_NOT_TRAINABLE = re.compile(r".*/(moving_mean|moving_variance)(:0)?")
+
+
+def guessed(variable: Variable) -> Variable:
+    """Return the variable of a model that was saved without its optimizer, trainable by what its name suggests."""
+    return dataclasses.replace(variable, is_trainable=not _NOT_TRAINABLE.fullmatch(variable.path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """The state of an Adam: its scalars, and for each trainable variable, in Keras's order, its arrays.
+
+    None for what the optimizer does not have, or the format does not store.
+    """
+
+    iterations: Stored
+    learning_rate: Stored | None
+    mu: Sequence[Stored]
+    nu: Sequence[Stored]
+    nu_max: Sequence[Stored] | None = None
+    average: Sequence[Stored] | None = None
+    accumulator: Sequence[Stored] | None = None
+    step_counter: Stored | None = None  # Of a loss scale around it, as is the next.
+    dynamic_scale: Stored | None = None
+    copies: Sequence[tuple[Stored, Stored]] = ()  # Of an array above, and the same once more.
+
+    def arrays(self) -> dict[str, Sequence[Stored]]:
+        """Return the lists that there are, by the names that they have in the state of `kadam`."""
+        lists = {name: getattr(self, name) for name in ("mu", "nu", "nu_max", "average", "accumulator")}
+        return {name: arrays for name, arrays in lists.items() if arrays is not None}
+
+
+def with_unique_paths(variables: Iterable[Variable]) -> list[Variable]:
+    """Tell apart the variables of nested models, to which Keras gives one path: the second is `path#2`."""
+    seen: dict[str, int] = {}
+    unique = []
+    for variable in variables:
+        count = seen[variable.path] = seen.get(variable.path, 0) + 1
+        path = variable.path if count == 1 else f"{variable.path}#{count}"
+        unique.append(dataclasses.replace(variable, path=path))
+    return unique
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a Keras file holds."""
+
+    generation: str
+    config: Mapping[str, Any] | None  # The serialized optimizer.
+    variables: Sequence[Variable]  # The trainable ones in the order of the slots.
+    slots: Slots | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "variables", with_unique_paths(self.variables))

@@ -1,0 +1,146 @@
+"""The program that looks into HDF5 files, run as a process of its own by `_hdf5`.
+
+libhdf5 crashes or loops for ever on some damaged files (of 20,000 files with a flipped bit it looped on 3), and takes
+the process with it. So it runs here: a line of JSON asks for a file, a line of JSON answers with its groups, attributes
+and the places of its datasets. The datasets' bytes are read by whoever asked.
+
+This file imports nothing of the package, so that it starts fast.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+from typing import Any
+
+import h5py
+from h5py import h5a, h5d, h5o, h5t  # pyright: ignore[reportAttributeAccessIssue]: it has no types.
+
+_MOST_STRINGS = 1_000_000  # No more can stand in one attribute: a model of a million layers.
+
+
+class _Window(io.RawIOBase):
+    """The `size` bytes from `start` of the file at `path`: an HDF5 file that may stand inside an archive."""
+
+    def __init__(self, path: str, start: int, size: int):
+        self._file, self._start, self._size, self._at = open(path, "rb"), start, size, 0  # noqa: SIM115
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(memoryview(buffer)[: max(0, self._size - self._at)])
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def contents(path: str, start: int, size: int) -> dict[str, Any]:
+    """Return the root group: `{"attrs", "arrays", "groups", "created"}`, and groups likewise.
+
+    An array is `{"shape", "dtype", "offset", "bytes", "attrs", "created"}`, its offset counted from the start of the
+    HDF5 file. What was created later has the larger `created`: the highest address of its parts. HDF5 appends, but
+    fills a hole now and then, so that one address alone would mislead.
+    """
+    with contextlib.closing(_Window(path, start, size)) as window, h5py.File(window, "r") as file:
+        return _group(file, "", size, set())
+
+
+def _group(group: h5py.Group, name: str, size: int, above: set[int]) -> dict[str, Any]:
+    address = h5o.get_info(group.id).addr
+    if address in above:
+        raise ValueError(f"A group must not stand inside itself. Received: {name!r}.")
+    found: dict[str, Any] = {"attrs": _attributes(group, name), "arrays": {}, "groups": {}}
+    for key in group:
+        inner = f"{name}/{key}"
+        link = group.get(key, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(
+                f"Every link must lead to something in the same file. Received: {type(link).__name__} at {inner!r}, "
+                "which Keras never writes."
+            )
+        item = group[key]
+        if isinstance(item, h5py.Group):
+            found["groups"][key] = _group(item, inner, size, above | {address})
+        elif isinstance(item, h5py.Dataset):
+            found["arrays"][key] = _dataset(item, inner, size)
+        else:
+            raise ValueError(f"A group must hold groups and datasets. Received: {type(item).__name__} at {inner!r}.")
+    parts = [*found["arrays"].values(), *found["groups"].values()]
+    found["created"] = max([address, *(part["created"] for part in parts)])
+    return found
+
+
+def _dataset(dataset: h5py.Dataset, name: str, size: int) -> dict[str, Any]:
+    created = dataset.id.get_create_plist()
+    if created.get_layout() != h5d.CONTIGUOUS or created.get_external_count() or created.get_nfilters():
+        raise ValueError(
+            f"A dataset must be stored in one piece, uncompressed, in the file itself, as Keras writes it. "
+            f"Received: another layout at {name!r}. Undo it with h5repack."
+        )
+    if dataset.shape is None or dataset.dtype.kind not in "fiubV":
+        raise ValueError(f"A dataset must hold numbers. Received: {dataset.dtype} at {name!r}.")
+    count = math.prod(dataset.shape) * dataset.dtype.itemsize
+    offset = dataset.id.get_offset() if count else 0
+    if offset is None or offset < 0 or offset + count > size:
+        raise ValueError(
+            f"A dataset must lie within its file. Received: {name!r} of shape {dataset.shape}, "
+            f"in a file of {size} bytes. The file is damaged or cut off: copy it again."
+        )
+    return {
+        "shape": dataset.shape,
+        "dtype": "opaque" if dataset.dtype.kind == "V" else dataset.dtype.str,
+        "offset": offset,
+        "bytes": count,
+        "attrs": _attributes(dataset, name),
+        "created": h5o.get_info(dataset.id).addr,
+    }
+
+
+def _attributes(item: Any, name: str) -> dict[str, Any]:
+    """Return the attributes that are strings, or lists of them; Keras writes no others but empty lists."""
+    found = {}
+    for index in range(h5a.get_num_attrs(item.id)):
+        attribute = h5a.open(item.id, index=index)
+        key = attribute.name.decode()
+        if 0 in attribute.shape:
+            found[key] = []
+            continue
+        # Looked at before it is read: of another type, libhdf5 has been seen to crash.
+        if attribute.get_type().get_class() != h5t.STRING or math.prod(attribute.shape) > _MOST_STRINGS:
+            raise ValueError(f"An attribute must be a string, or a list of them. Received: {key!r} of {name!r}.")
+        value = item.attrs[key]
+        found[key] = _text(value) if isinstance(value, str | bytes) else [_text(text) for text in value.ravel()]
+    return found
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def main() -> None:
+    """Answer line by line until there is nothing more to read."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))  # A damaged length must not take all the memory.
+    for line in sys.stdin:
+        try:
+            answer = {"contents": contents(*json.loads(line))}
+        except Exception as error:  # Whatever a damaged file makes h5py raise.
+            answer = {"error": " ".join(str(error).split()), "named": type(error) is ValueError}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

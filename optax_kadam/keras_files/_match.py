@@ -1,0 +1,130 @@
+"""Which leaf of a tree is which of Keras's variables: by path, never by position unless a flat list asks for it."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+Rename = Mapping[str, str] | Callable[[str], str | None] | None
+
+# What Flax calls what Keras calls otherwise.
+_TRANSLATIONS = {
+    "alpha": "negative_slope",
+    "attention_output": "out",
+    "beta": "bias",
+    "embeddings": "embedding",
+    "gamma": "scale",
+    "moving_mean": "mean",
+    "moving_variance": "var",
+}
+_COLLECTIONS = ("params", "batch_stats")  # Of Flax Linen: the first part of a path, which Keras does not have.
+
+
+def flax_path(path: str, *, without_model: bool = False) -> str:
+    """Return the path of Keras's variable `path` in Flax's words."""
+    parts = path.removesuffix(":0").split("/")[1 if without_model else 0 :]
+    return "/".join(_TRANSLATIONS.get(part, part) for part in parts)
+
+
+def model_name(paths: Iterable[str]) -> str | None:
+    """Return the first part of the paths if all share it and have more: the name of the model."""
+    firsts = {path.partition("/")[0] if "/" in path else None for path in paths}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def owners(tree: Any, variables: Sequence[str], rename: Rename, *, all_used: bool = True) -> list[str]:
+    """Return, for each leaf of `tree`, the path of Keras's variable that it is.
+
+    Args:
+      tree: the tree; a flat list is matched by position.
+      variables: Keras's paths, in its order.
+      rename: see `KerasTraining.restore`.
+      all_used: whether each variable must be a leaf.
+
+    Raises:
+      ValueError: if a leaf or a variable has no counterpart, or more than one.
+    """
+    leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(tree)]
+    if isinstance(tree, list | tuple) and jax.tree.structure(tree) == jax.tree.structure([0] * len(leaves)):
+        if len(leaves) != len(variables):
+            raise ValueError(
+                f"A list must hold an array for each of Keras's trainable variables. Received: {len(leaves)} arrays "
+                f"for {', '.join(variables)}."
+            )
+        return list(variables)
+    known = _known_as(variables, rename)
+    found = [known.get(path, []) for path in leaves]
+    twice = next((i for i, paths in enumerate(found) if len(paths) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"A leaf must be one of Keras's variables. Received: {leaves[twice]!r}, which could be "
+            f"{' or '.join(found[twice])}. Say which with `rename`."
+        )
+    matched = [path for paths in found for path in paths]
+    missing = [leaf for leaf, paths in zip(leaves, found, strict=True) if not paths]
+    left_over = [path for path in variables if path not in set(matched)] if all_used else []
+    if missing or left_over or len(set(matched)) < len(matched):
+        raise ValueError(_message(missing, left_over, leaves, list(variables), matched))
+    return matched
+
+
+def leaf_path(path: Any) -> str:
+    """Return the path of a leaf as Flax would write it: `d1/kernel`."""
+    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":
+        names.pop()  # What a variable of Flax NNX holds.
+    if len(names) > 1 and names[0] in _COLLECTIONS:
+        names = names[1:]
+    return "/".join(names).removesuffix(":0")
+
+
+def _known_as(variables: Sequence[str], rename: Rename) -> dict[str, list[str]]:
+    """Return Keras's variables by each path that may mean them; the more literal one first."""
+    model = model_name(variables)
+    known: dict[str, list[str]] = {}
+    for literal in (True, False):
+        more: dict[str, list[str]] = {}
+        for path in variables:
+            renamed = _renamed(path, rename)
+            bare = renamed.removeprefix(f"{model}/") if model else renamed
+            for name in {renamed.removesuffix(":0"), bare.removesuffix(":0")}:
+                more.setdefault(name if literal else flax_path(name), []).append(path)
+        known = {**more, **known}
+    return known
+
+
+def _renamed(path: str, rename: Rename) -> str:
+    if rename is None:
+        return path
+    if callable(rename):
+        return rename(path) or path
+    parts = path.removesuffix(":0").split("/")
+    for length in range(len(parts), 0, -1):
+        for start in range(len(parts) - length + 1):
+            for written in ("/".join(parts[start : start + length]), path):
+                if written in rename and (written != path or length == len(parts)):
+                    return "/".join([*parts[:start], *rename[written].split("/"), *parts[start + length :]])
+    return path
+
+
+def _message(
+    missing: Sequence[str],
+    left_over: Sequence[str],
+    leaves: Sequence[str],
+    variables: Sequence[str],
+    matched: list[str],
+) -> str:
+    received = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], variables, 1, 0.3)
+        received.append(f"no variable for {', '.join(map(repr, missing[:5]))}{f' (near: {near[0]!r})' if near else ''}")
+    if left_over:
+        near = difflib.get_close_matches(left_over[0], leaves, 1, 0.3)
+        received.append(f"no leaf for {', '.join(map(repr, left_over[:5]))}{f' (near: {near[0]!r})' if near else ''}")
+    received += [f"several leaves for {path!r}" for path in sorted({p for p in matched if matched.count(p) > 1})]
+    return (
+        "The leaves must be Keras's trainable variables, one for one. "
+        f"Received: {'; '.join(received)}; {len(leaves)} leaves for {len(variables)} variables. "
+        "Say what Keras's paths are called here with `rename`; what Keras did not train belongs into `fill`."
+    )

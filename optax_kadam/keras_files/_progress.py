@@ -1,0 +1,63 @@
+"""A progress bar on stderr while a file is read, where rich is installed and someone is watching."""
+
+import contextlib
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from optax_kadam.keras_files._contents import Contents
+from optax_kadam.keras_files._stored import Stored
+
+
+@contextlib.contextmanager
+def watched(contents: Contents) -> Iterator[Contents]:
+    """Yield the contents, of which every array that is read moves the bar."""
+    if not sys.stderr.isatty():
+        yield contents
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        yield contents
+        return
+    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading", total=sum(map(size, all_stored(contents))))
+        yield _reporting(contents, lambda count: progress.advance(task, count))
+
+
+def size(stored: Stored) -> int:
+    """Return the bytes of an array."""
+    return math.prod(stored.shape) * stored.dtype.itemsize
+
+
+def all_stored(contents: Contents) -> Iterator[Stored]:
+    """Yield the weights, then the arrays of the optimizer."""
+    for variable in contents.variables:
+        yield variable.stored
+    for arrays in contents.slots.arrays().values() if contents.slots else ():
+        yield from arrays
+
+
+def _reporting(contents: Contents, report: Callable[[int], None]) -> Contents:
+    """Return the contents, whose arrays report their bytes once they are read."""
+
+    def wrapped(stored: Stored) -> Stored:
+        def read() -> np.ndarray:
+            array = stored.read()
+            report(size(stored))
+            return array
+
+        return dataclasses.replace(stored, read=read)
+
+    slots = contents.slots
+    if slots is not None:
+        slots = dataclasses.replace(
+            slots, **{name: list(map(wrapped, arrays)) for name, arrays in slots.arrays().items()}
+        )
+    variables = [dataclasses.replace(variable, stored=wrapped(variable.stored)) for variable in contents.variables]
+    return dataclasses.replace(contents, variables=variables, slots=slots)

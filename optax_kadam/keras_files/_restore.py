@@ -1,0 +1,116 @@
+"""Keras's arrays, put into a tree of parameters and into the state of a transformation for it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_kadam._kadam import kadam
+from optax_kadam.keras_files._match import Rename, leaf_path, owners
+
+if TYPE_CHECKING:
+    from optax_kadam.keras_files._training import KerasTraining
+
+SLOTS = ("mu", "nu", "nu_max", "average", "accumulator")
+_LARGEST_COUNT = 2**31 - 1  # Where the step count of `kadam` saturates.
+
+
+def restore(
+    training: "KerasTraining", params: Any, tx: optax.GradientTransformation | None, rename: Rename
+) -> tuple[Any, Any]:
+    """Return what `KerasTraining.restore` promises."""
+    if training.mu is None:
+        raise ValueError(
+            "The file must hold the state of an optimizer. Received: weights alone. "
+            "Use `fill(params)` for those, or save the model after it was compiled and trained."
+        )
+    of_leaf = owners(params, list(training.mu), rename)
+    restored = _filled(params, params, of_leaf, training.variables)
+    state = (tx or _transformation(training)).init(jax.tree.map(_without_elements, params))
+    for name in SLOTS:
+        kept, arrays = get(state, name), getattr(training, name)
+        if (kept is None) != (arrays is None):
+            there, here = ("the file", "`tx`") if kept is None else ("`tx`", "the file")
+            raise ValueError(
+                f"The state of `tx` must be what Keras saved. Received: {name!r} in {there}, and not in {here}. "
+                "Build `tx` with the arguments that Keras's optimizer had."
+            )
+        if arrays is not None:
+            state = put(state, name, _filled(kept, params, of_leaf, arrays))
+    state = put(state, "iterations", jnp.asarray(min(training.iterations, _LARGEST_COUNT), jnp.int32))
+    for name in ("learning_rate", "step_counter", "dynamic_scale"):
+        value = getattr(training, name)
+        if value is not None and get(state, name) is not None:
+            state = put(state, name, jnp.asarray(value, get(state, name).dtype))
+    return restored, state
+
+
+def fill(variables: Mapping[str, np.ndarray], tree: Any, rename: Rename) -> Any:
+    """Return what `KerasTraining.fill` promises."""
+    return _filled(tree, tree, owners(tree, list(variables), rename, all_used=False), variables)
+
+
+def get(state: Any, name: str) -> Any:
+    """`optax.tree.get` that is not misled by parameters of that name; None where there is none."""
+    return optax.tree.get(state, name, None, filtering=_is_field)
+
+
+def put(state: Any, name: str, value: Any) -> Any:
+    """`optax.tree.set`, likewise."""
+    return optax.tree.set(state, _is_field, **{name: value})
+
+
+def _is_field(path: Any, value: Any) -> bool:
+    del value
+    return bool(path) and isinstance(path[-1], optax.tree_utils.NamedTupleKey)
+
+
+def _transformation(training: "KerasTraining") -> optax.GradientTransformation:
+    """Return Keras's, or where the file does not say which it was, the plainest that keeps the same state."""
+    if training.config is not None:
+        return training.transformation()
+    return kadam(
+        amsgrad=training.nu_max is not None,
+        use_ema=training.average is not None,
+        gradient_accumulation_steps=None if training.accumulator is None else 2,
+        generation="keras3",
+    )
+
+
+def _without_elements(leaf: Any) -> jax.Array:
+    """Stand in for a leaf in `init`, without its memory."""
+    return jnp.zeros((0,) * np.ndim(leaf), leaf.dtype)
+
+
+def _filled(tree: Any, params: Any, of_leaf: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Any:
+    """Return `tree`, whose leaves are some of those of `params`, filled with the arrays of their variables."""
+    like = {
+        leaf_path(path): (variable, leaf)
+        for (path, leaf), variable in zip(jax.tree.leaves_with_path(params), of_leaf, strict=True)
+    }
+
+    def placed(path: Any, leaf: Any) -> jax.Array:
+        variable, param = like[leaf_path(path)]
+        array = arrays[variable]
+        if np.shape(param) != array.shape or leaf.dtype != array.dtype:
+            raise ValueError(
+                f"A leaf must have the shape and dtype that Keras saved. Received: {leaf.dtype}{list(np.shape(param))} "
+                f"at {leaf_path(path)!r}, where {variable!r} is {array.dtype}{list(array.shape)}."
+            )
+        on_device = jax.device_put(array, _placement(param))
+        if on_device.dtype != array.dtype:
+            raise ValueError(
+                f"JAX must keep the dtype that Keras saved. Received: {array.dtype} at {variable!r}. "
+                "Set `jax.config.update('jax_enable_x64', True)`."
+            )
+        return on_device
+
+    return jax.tree.map_with_path(placed, tree)
+
+
+def _placement(leaf: Any) -> Any:
+    """Return the sharding of a leaf, None where it has not been told."""
+    return leaf.sharding if getattr(leaf, "committed", True) and getattr(leaf, "sharding", None) else None

@@ -1,0 +1,29 @@
+"""The configuration in a SavedModel that tf_keras wrote: JSON inside `keras_metadata.pb`, which has no checksum."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+
+def optimizer_config(folder: pathlib.Path) -> Mapping[str, Any] | None:
+    """Return the serialized optimizer of the SavedModel in `folder`, None if it was saved without one.
+
+    The file is a list of messages, one for each object, each with a JSON text; the model's comes first.
+
+    Raises:
+      ValueError: if there is a text that cannot be read.
+    """
+    metadata = folder / "keras_metadata.pb"
+    if not metadata.exists():  # Keras 3's `export` writes none.
+        return None
+    text = metadata.read_bytes().decode(errors="replace")
+    try:
+        model, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
+        config = (model.get("training_config") or {}).get("optimizer_config")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"A SavedModel's metadata must hold the model's configuration as JSON: {error}. "
+            f"Received: {str(metadata)!r}. The file is damaged: copy it again."
+        ) from error
+    return config if isinstance(config, dict) else None
