@@ -1,12 +1,19 @@
-"""The command line: `python -m optax_kadam demo`."""
+"""The command line: `python -m optax_kadam {demo,inspect,convert}`."""
 
 import argparse
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import jax
 
 from optax_kadam._kadam import kadam
+from optax_kadam.keras_files._optimizer_config import parse
 
 # The arguments of `kadam` that have a flag, which takes its name and its default from there.
 _HYPERPARAMETERS = {
@@ -20,6 +27,28 @@ _HYPERPARAMETERS = {
     "clipvalue": "largest absolute value of an element of a gradient",
     "global_clipnorm": "largest norm of all gradients together",
 }
+_RESTORING = """\
+It restores so, for a model whose modules are called as Keras's layers (else: --rename):
+
+  import orbax.checkpoint as ocp, optax_kadam as ok
+  checkpointer = ocp.StandardCheckpointer()
+  tx = ok.from_config(checkpointer.metadata(OUT).custom_metadata["optimizer"])
+  target = {"params": params, "opt_state": tx.init(params), "non_trainable": batch_stats}
+  restored = checkpointer.restore(OUT, target)
+
+OUT is an absolute path. With Flax Linen, params is variables["params"] and batch_stats is
+variables["batch_stats"], or {} where the model has none. With Flax NNX they are
+nnx.to_pure_dict(nnx.state(model, nnx.Param)) and nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)); afterwards:
+
+  nnx.update(model, restored["params"])
+  nnx.update(model, restored["non_trainable"])
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  leaves = jax.tree.leaves(restored["opt_state"])
+  optimizer.opt_state = jax.tree.unflatten(jax.tree.structure(optimizer.opt_state), leaves)
+
+What Keras did not train, frozen layers too, is in non_trainable. Where FILE holds no optimizer configuration and
+--config gives none, build tx with the arguments that Keras's optimizer had.
+"""
 _IMAGES = 1797  # The number of scikit-learn's digits: a larger batch could not be filled.
 
 
@@ -36,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="python -m optax_kadam", description="Keras's Adam for JAX, exact to the bit.")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands.add_parser("demo", help="train a digits classifier with Keras, kadam and optax, and compare"))
+    _add_inspect(commands.add_parser("inspect", help="show what a file that Keras saved holds"))
+    _add_convert(commands.add_parser("convert", help="write a training that Keras saved as an Orbax checkpoint"))
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 
@@ -77,6 +108,97 @@ def _run_demo(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     except ImportError as error:
         parser.error(f"{error}. Install what the demo needs: pip install -e '.[demo]'")
     _demo.run(hyperparameters, arguments.epochs, arguments.batch_size, arguments.seed, arguments.out)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show the optimizer, and the variables with the norms of weights and moments (in float64)."
+    _add_file(parser)
+    parser.set_defaults(run=lambda arguments: _run_inspect(parser, arguments))
+
+
+def _run_inspect(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from optax_kadam.keras_files import _inspect
+
+    with _refusing(parser):
+        text = _inspect.describe(arguments.file, arguments.config)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Of `| head`, which has seen enough; Python would complain once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Write an Orbax checkpoint of {'params', 'opt_state', 'non_trainable'}: nested dicts under Keras's paths,\n"
+        "without the model's name, in Flax's words (embedding, scale, bias, mean, var)."
+    )
+    parser.epilog = _RESTORING
+    _add_file(parser)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint, which must not exist")
+    parser.add_argument(
+        "--rename",
+        type=_renaming,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KERAS=HERE",
+        help="what a part of Keras's paths is called in the checkpoint, as m/d1=Dense_0",
+    )
+    parser.set_defaults(run=lambda arguments: _run_convert(parser, arguments))
+
+
+def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    rename = dict(arguments.rename)
+    if len(rename) < len(arguments.rename):
+        parser.error("argument --rename: must name each part of Keras's paths once.")
+    try:
+        from optax_kadam.keras_files import _convert
+    except ImportError as error:
+        parser.error(f"{error}. Install what convert needs: pip install -e '.[convert]'")
+    jax.config.update("jax_platforms", "cpu")  # An accelerator may be too small for it, or another program's.
+    with _refusing(parser):
+        summary = _convert.convert(arguments.file, arguments.out, arguments.config, rename)
+    print(summary)
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="what Keras saved, of any format that load_keras reads")
+    parser.add_argument(
+        "--config",
+        type=_optimizer_config,
+        metavar="JSON",
+        help="file of the optimizer's get_config(), for formats that do not hold it (.weights.h5, checkpoints)",
+    )
+
+
+@contextlib.contextmanager
+def _refusing(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Say in one line what is wrong with a file."""
+    try:
+        yield
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+
+
+def _optimizer_config(text: str) -> dict[str, Any]:
+    """Return the optimizer's configuration in the JSON file at the path."""
+    try:
+        config = json.loads(Path(text).read_bytes())
+        parse(config)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot be read: {error.strerror}. Received: {text!r}.") from error
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must be a JSON file of an optimizer's get_config(). {error}") from error
+    return config
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    """Return both sides of KERAS=HERE."""
+    there, _, here = text.partition("=")
+    if not there or not here:
+        raise argparse.ArgumentTypeError(f"must be KERAS=HERE. Received: {text!r}.")
+    return there, here
 
 
 def _integer(low: int, high: int | None) -> Callable[[str], int]:

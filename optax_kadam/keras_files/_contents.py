@@ -41,7 +41,6 @@ class Slots:
     accumulator: Sequence[Stored] | None = None
     step_counter: Stored | None = None  # Of a loss scale around it, as is the next.
     dynamic_scale: Stored | None = None
-    copies: Sequence[tuple[Stored, Stored]] = ()  # Of an array above, and the same once more.
 
     def arrays(self) -> dict[str, Sequence[Stored]]:
         """Return the lists that there are, by the names that they have in the state of `kadam`."""

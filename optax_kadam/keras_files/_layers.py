@@ -149,7 +149,7 @@ class _Reader:
         attributes: list[str] = []
         lists: list[int] = []
         keys = [key for key in group.groups if key not in skip and not NOT_WEIGHTS.fullmatch(key)]
-        for number, key in enumerate(sorted(keys, key=lambda key: group.groups[key].created)):
+        for number, key in enumerate(keys):
             inner = group.groups[key]
             is_list = key in _LISTS or not inner.at("vars")
             found = list(_in_list(inner)) if is_list else [(key, inner)]

@@ -8,23 +8,23 @@ import jax
 
 Rename = Mapping[str, str] | Callable[[str], str | None] | None
 
-# What Flax calls what Keras calls otherwise.
-_TRANSLATIONS = {
+# What Flax calls what Keras calls otherwise: variables, and a layer inside of attention.
+_VARIABLES = {
     "alpha": "negative_slope",
-    "attention_output": "out",
     "beta": "bias",
     "embeddings": "embedding",
     "gamma": "scale",
     "moving_mean": "mean",
     "moving_variance": "var",
 }
+_LAYERS = {"attention_output": "out"}
 _COLLECTIONS = ("params", "batch_stats")  # Of Flax Linen: the first part of a path, which Keras does not have.
 
 
 def flax_path(path: str, *, without_model: bool = False) -> str:
     """Return the path of Keras's variable `path` in Flax's words."""
     parts = path.removesuffix(":0").split("/")[1 if without_model else 0 :]
-    return "/".join(_TRANSLATIONS.get(part, part) for part in parts)
+    return "/".join([*(_LAYERS.get(part, part) for part in parts[:-1]), _VARIABLES.get(parts[-1], parts[-1])])
 
 
 def model_name(paths: Iterable[str]) -> str | None:
@@ -86,15 +86,16 @@ def _known_as(variables: Sequence[str], rename: Rename) -> dict[str, list[str]]:
     for literal in (True, False):
         more: dict[str, list[str]] = {}
         for path in variables:
-            renamed = _renamed(path, rename)
-            bare = renamed.removeprefix(f"{model}/") if model else renamed
-            for name in {renamed.removesuffix(":0"), bare.removesuffix(":0")}:
+            written = renamed(path, rename)
+            bare = written.removeprefix(f"{model}/") if model else written
+            for name in {written.removesuffix(":0"), bare.removesuffix(":0")}:
                 more.setdefault(name if literal else flax_path(name), []).append(path)
         known = {**more, **known}
     return known
 
 
-def _renamed(path: str, rename: Rename) -> str:
+def renamed(path: str, rename: Rename) -> str:
+    """Return the path as the user renames it."""
     if rename is None:
         return path
     if callable(rename):

@@ -65,7 +65,7 @@ def numbered_contents(
             if reasons
             else ValueError(
                 f"An optimizer's list must be that of an Adam. Received: {len(stored)} arrays, of shapes "
-                f"{', '.join(str(array.shape) for array in stored[:8])}, ..., for {parsed or generation}. "
+                f"{', '.join(str(array.shape) for array in stored[:8])}, ..., for {generation}{_switched_on(parsed)}. "
                 "Only Adam and AdamW can be carried over."
             )
         )
@@ -116,6 +116,13 @@ def _splits(
                 break
 
 
+def _switched_on(config: OptimizerConfig | None) -> str:
+    """Return what the configuration switches on that adds to an optimizer's list."""
+    switches = ("amsgrad", "use_ema", "gradient_accumulation_steps")
+    switched_on = [name for name in switches if config is not None and config.arguments.get(name)]
+    return f" with {', '.join(switched_on)}" if switched_on else ""
+
+
 def _is_before_3_10(keras_version: str | None) -> bool:
     parts = (keras_version or "").split(".")
     return len(parts) > 1 and parts[0] == "3" and parts[1].isdecimal() and int(parts[1]) < 10
@@ -157,6 +164,4 @@ def _with_scale(slots: Slots, optimizer: Group | None, generation: str) -> Slots
             f"A LossScaleOptimizer must hold its step counter and its scale. Received: {len(outer)} arrays. "
             "The file is damaged, or of another Keras than 3."
         )
-    inner = numbered(optimizer.at("inner_optimizer/vars")) if optimizer else []
-    copies = list(zip(inner, outer[len(outer) - len(inner) :], strict=True)) if len(outer) > len(inner) else []
-    return dataclasses.replace(slots, step_counter=outer[counter], dynamic_scale=outer[counter + 1], copies=copies)
+    return dataclasses.replace(slots, step_counter=outer[counter], dynamic_scale=outer[counter + 1])

@@ -69,7 +69,10 @@ def save_keras(
       20
     """
     path, template = pathlib.Path(path), pathlib.Path(template)
-    with opened(template, config, trainable) as contents, tempfile.TemporaryDirectory(dir=path.parent, prefix=".kadam-") as folder:
+    with (
+        opened(template, config, trainable) as contents,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".kadam-") as folder,
+    ):
         is_zip = zipfile.is_zipfile(template)
         _check_formats(path, template, is_zip)
         replaced = list(_replaced(contents, params, opt_state, rename, non_trainable))
@@ -117,7 +120,6 @@ def _replaced(
     of_leaf = owners(params, paths, rename)
     leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(params)]
     variable_of = dict(zip(leaves, of_leaf, strict=True))
-    copies = {id(original): copy for original, copy in slots.copies}
     in_state = {name for name in _restore.SLOTS if _restore.get(opt_state, name) is not None}
     if in_state != set(slots.arrays()):
         raise ValueError(
@@ -133,16 +135,11 @@ def _replaced(
         for path in paths:
             if path not in found:
                 raise ValueError(f"`{name}` must hold every variable. Received: none for {path!r}.")
-            array = _fitting(found[path], by_path[path], path, name)
-            yield by_path[path], array
-            if copy := copies.get(id(by_path[path])):
-                yield copy, array
+            yield by_path[path], _fitting(found[path], by_path[path], path, name)
     for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale"):
         stored, value = getattr(slots, name), _scalar(opt_state, name)
         if stored is not None and value is not None:
             yield stored, np.asarray(value, stored.dtype)
-            if copy := copies.get(id(stored)):
-                yield copy, np.asarray(value, copy.dtype)
     others = {variable.path: variable.stored for variable in contents.variables if not variable.is_trainable}
     if non_trainable is not None:
         of_leaf = owners(non_trainable, list(others), rename, all_used=False)
