@@ -16,7 +16,7 @@ from typing import Any
 from optax_kadam.keras_files._hdf5 import Group, read_hdf5
 
 WEIGHTS = "model.weights.h5"
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
 # What Keras writes is not compressed; what was packed again expands less than this, unless it is small.
 _LARGEST_EXPANSION, _SMALL = 100, 1 << 26
 

@@ -88,18 +88,19 @@ def _dataset(dataset: h5py.Dataset, name: str, size: int) -> dict[str, Any]:
             f"A dataset must be stored in one piece, uncompressed, in the file itself, as Keras writes it. "
             f"Received: another layout at {name!r}. Undo it with h5repack."
         )
-    if dataset.shape is None or dataset.dtype.kind not in "fiubV":
-        raise ValueError(f"A dataset must hold numbers. Received: {dataset.dtype} at {name!r}.")
-    count = math.prod(dataset.shape) * dataset.dtype.itemsize
+    shape, dtype = dataset.shape, dataset.dtype
+    if shape is None or dtype.kind not in "fiubV":
+        raise ValueError(f"A dataset must hold numbers. Received: {dtype} at {name!r}.")
+    count = math.prod(shape) * dtype.itemsize
     offset = dataset.id.get_offset() if count else 0
     if offset is None or offset < 0 or offset + count > size:
         raise ValueError(
-            f"A dataset must lie within its file. Received: {name!r} of shape {dataset.shape}, "
+            f"A dataset must lie within its file. Received: {name!r} of shape {shape}, "
             f"in a file of {size} bytes. The file is damaged or cut off: copy it again."
         )
     return {
-        "shape": dataset.shape,
-        "dtype": "opaque" if dataset.dtype.kind == "V" else dataset.dtype.str,
+        "shape": shape,
+        "dtype": "opaque" if dtype.kind == "V" else dtype.str,
         "offset": offset,
         "bytes": count,
         "attrs": _attributes(dataset, name),

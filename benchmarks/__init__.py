@@ -1,0 +1,1 @@
+"""Measurements beside the peers, each a program of its own: `python -m benchmarks.restore --help`."""
