@@ -18,6 +18,7 @@ from jax import lax
 
 from optax_kadam import _check
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam.rows._row_updates import RowUpdates
 
 
 class AccumulateGradientsState(NamedTuple):
@@ -54,13 +55,16 @@ def accumulate_gradients(
         is_last = iterations % steps == steps - 1
         accumulator, inner_state = state
 
+        def zeros() -> optax.Updates:
+            return jax.tree.map(lambda a, g: None if g is None else jnp.zeros_like(a, _dtype(g)), accumulator, updates)
+
         def step() -> tuple[optax.Updates, AccumulateGradientsState]:
-            def mean(a: jax.Array, g: jax.Array | None) -> jax.Array | None:
+            def mean(a: jax.Array, g: Any) -> jax.Array | None:
                 # Times the reciprocal: so XLA divides by a constant, in eager Keras too.
-                return None if g is None else (_sum(a, g) * (1 / steps)).astype(g.dtype)
+                return None if g is None else (_sum(a, g) * (1 / steps)).astype(_dtype(g))
 
             # A branch of its own, as in Keras: next to Adam, XLA would merge the multiplication into it.
-            means = choose(is_last, lambda: jax.tree.map(mean, accumulator, updates), lambda: updates)
+            means = choose(is_last, lambda: jax.tree.map(mean, accumulator, updates), lambda: zeros())
             of_inner = extra_args | {"iterations": iterations // steps}
             new, new_inner_state = inner.update(means, inner_state, params, **of_inner)
             emptied = jax.tree.map(lambda a, g: a if g is None else jnp.zeros_like(a), accumulator, updates)
@@ -68,16 +72,22 @@ def accumulate_gradients(
 
         def collect() -> tuple[optax.Updates, AccumulateGradientsState]:
             grown = jax.tree.map(lambda a, g: a if g is None else _sum(a, g).astype(a.dtype), accumulator, updates)
-            return jax.tree.map(jnp.zeros_like, updates), AccumulateGradientsState(grown, inner_state)
+            return zeros(), AccumulateGradientsState(grown, inner_state)
 
         return choose(is_last, step, collect)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _sum(accumulator: jax.Array, g: jax.Array) -> jax.Array:
-    dtype = arithmetic_dtype(accumulator, g)
+def _sum(accumulator: jax.Array, g: Any) -> jax.Array:
+    dtype = arithmetic_dtype(accumulator, g.values if isinstance(g, RowUpdates) else g)
+    if isinstance(g, RowUpdates):
+        return accumulator.astype(dtype).at[g.indices].add(g.values.astype(dtype), mode="drop")
     return g.astype(dtype) + accumulator.astype(dtype)
+
+
+def _dtype(g: Any) -> Any:
+    return g.values.dtype if isinstance(g, RowUpdates) else g.dtype
 
 
 def choose(condition: jax.Array, on_true: Callable[[], Any], on_false: Callable[[], Any]) -> Any:

@@ -25,6 +25,7 @@ import optax
 from optax_kadam import _check
 from optax_kadam._hyperparameter import Hyperparameter, at_step
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam.rows._row_updates import RowUpdates, is_rows, summed_rows
 
 
 class ScaleByKadamState(NamedTuple):
@@ -61,6 +62,19 @@ def adam_step(g: jax.Array, m: jax.Array, v: jax.Array, v_max: jax.Array | None,
     v = v + (g * g - v) * scalars.one_minus_beta_2
     v_max = v if v_max is None else jnp.maximum(v_max, v)
     return _Leaf((m * scalars.alpha) / (jnp.sqrt(v_max) + scalars.epsilon), m, v, v_max)
+
+
+def rows_step(
+    indices: jax.Array, rows: jax.Array, m: jax.Array, v: jax.Array, v_max: jax.Array | None, scalars: _Scalars
+) -> _Leaf:
+    """One step of a table whose gradient is `rows` at `indices`, each once, and zero elsewhere."""
+    idle = adam_step(jnp.zeros((), m.dtype), m, v, v_max, scalars)
+
+    def at_rows(table: jax.Array) -> jax.Array:
+        return table.at[indices].get(mode="clip")
+
+    touched = adam_step(rows, at_rows(m), at_rows(v), None if v_max is None else at_rows(v_max), scalars)
+    return jax.tree.map(lambda all_rows, some: all_rows.at[indices].set(some, mode="drop"), idle, touched)
 
 
 def scale_by_kadam(
@@ -163,14 +177,19 @@ def scale_by_kadam(
         betas = beta_1_at(count), beta_2_at(count)
         scalars: dict[Any, _Scalars] = {}
 
-        def update_leaf(m: jax.Array, v: jax.Array, g: jax.Array | None, v_max: jax.Array | None = None) -> _Leaf:
+        def update_leaf(m: jax.Array, v: jax.Array, g: Any, v_max: jax.Array | None = None) -> _Leaf:
             if g is None:
                 return _Leaf(None, m, v, v_max)
-            dtype = arithmetic_dtype(g, m, v)
+            if is_rows(g):
+                g = summed_rows(g, m.shape)
+            values = g.values if isinstance(g, RowUpdates) else g
+            dtype = arithmetic_dtype(values, m, v)
             if dtype not in scalars:
                 scalars[dtype] = scalars_of(*betas, count, learning_rate, dtype)
             wide_max = None if v_max is None else v_max.astype(dtype)
-            leaf = adam_step(g.astype(dtype), m.astype(dtype), v.astype(dtype), wide_max, scalars[dtype])
+            wide = values.astype(dtype), m.astype(dtype), v.astype(dtype), wide_max
+            leaf = rows_step(g.indices, *wide, scalars[dtype]) if values is not g else adam_step(*wide, scalars[dtype])
+            g = values
             step = leaf.step if learning_rate is None else -leaf.step
             new_max = None if v_max is None else leaf.nu_max.astype(v_max.dtype)
             return _Leaf(step.astype(g.dtype), leaf.mu.astype(m.dtype), leaf.nu.astype(v.dtype), new_max)

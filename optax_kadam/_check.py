@@ -109,13 +109,13 @@ def same_tree(updates: Any, reference: Any, name: str) -> None:
     """Raise, naming the path, if a gradient does not fit the `reference` tree of the state; None fits everywhere."""
     if jax.tree.leaves(reference) and not jax.tree.leaves(updates):
         raise ValueError("At least one gradient must be given. Received: None for every parameter.")
-    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates, is_leaf=_is_none)}
+    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates, is_leaf=_is_one)}
     expected = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(reference)}
     remedy = "Call `init` with the parameters that the gradients belong to."
     for path, leaf in expected.items():
         if path not in found:
             raise ValueError(f"The gradients must have the leaves of `{name}`. Received: none at {path!r}. {remedy}")
-        if found[path] is not None and np.shape(found[path]) != np.shape(leaf):
+        if not _is_one(found[path]) and np.shape(found[path]) != np.shape(leaf):
             raise ValueError(
                 f"A gradient must have the shape of its leaf in `{name}`, {np.shape(leaf)}. "
                 f"Received: {np.shape(found[path])} at {path!r}. {remedy}"
@@ -127,5 +127,6 @@ def same_tree(updates: Any, reference: Any, name: str) -> None:
             )
 
 
-def _is_none(node: Any) -> bool:
-    return node is None
+def _is_one(node: Any) -> bool:
+    """Tell whether a node of a tree of gradients is one: None, or the gradient of some rows, checked by itself."""
+    return node is None or hasattr(node, "indices")

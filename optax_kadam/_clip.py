@@ -15,6 +15,7 @@ import optax
 
 from optax_kadam import _check
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam.rows._row_updates import map_values, prepare_rows, values_of
 
 
 def clip_by_value(clipvalue: float | jax.Array) -> optax.GradientTransformationExtraArgs:
@@ -39,7 +40,7 @@ def clip_by_value(clipvalue: float | jax.Array) -> optax.GradientTransformationE
         bound = jnp.asarray(limit, g.dtype)
         return jnp.clip(g, -bound, bound)
 
-    return _stateless(lambda updates: jax.tree.map(clip, updates))
+    return _stateless(lambda updates: map_values(clip, updates))
 
 
 def clip_by_norm(clipnorm: float | jax.Array) -> optax.GradientTransformationExtraArgs:
@@ -71,7 +72,7 @@ def clip_by_norm(clipnorm: float | jax.Array) -> optax.GradientTransformationExt
         norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares))), squares)
         return ((wide * bound) / jnp.maximum(norm, bound)).astype(g.dtype)
 
-    return _stateless(lambda updates: jax.tree.map(clip, updates))
+    return _stateless(lambda updates: map_values(clip, updates))
 
 
 def clip_by_global_norm(
@@ -101,7 +102,7 @@ def clip_by_global_norm(
     limit = _check.number("global_clipnorm", global_clipnorm, lowest, remedy=_NO_CLIP)
 
     def clip_all(updates: optax.Updates) -> optax.Updates:
-        leaves = jax.tree.leaves(updates)
+        leaves = values_of(updates)
         if not leaves:
             return updates
         dtype = arithmetic_dtype(*leaves)
@@ -111,7 +112,7 @@ def clip_by_global_norm(
         reciprocal = 1.0 / (bound if float32_reciprocal else limit)
         scale = bound * jnp.minimum(1.0 / norm, jnp.asarray(reciprocal, dtype))
         scale += norm - norm  # Nothing for a finite norm, NaN for any other.
-        return jax.tree.map(lambda g: (g.astype(dtype) * scale).astype(g.dtype), updates)
+        return map_values(lambda g: (g.astype(dtype) * scale).astype(g.dtype), updates)
 
     return _stateless(clip_all)
 
@@ -120,4 +121,4 @@ _NO_CLIP = "Use None for no clipping."
 
 
 def _stateless(clip: Any) -> optax.GradientTransformationExtraArgs:
-    return optax.with_extra_args_support(optax.stateless(lambda updates, params: clip(updates)))
+    return optax.with_extra_args_support(optax.stateless(lambda updates, params: clip(prepare_rows(updates, params))))

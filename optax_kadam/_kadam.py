@@ -14,6 +14,7 @@ from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._learning_rate import with_learning_rate
 from optax_kadam._loss_scale import unscale
 from optax_kadam._weight_decay import decay_weights
+from optax_kadam.rows._row_updates import accept_rows
 
 Number = float | jax.Array
 
@@ -158,7 +159,9 @@ def kadam(
         if use_ema
         else None,
     )
-    return _named(name or "adam", with_learning_rate(learning_rate, update, decay))
+    # Keras 3 sees the rows of a table summed up; the two older clip them as they come.
+    stages = accept_rows(with_learning_rate(learning_rate, update, decay), summed=is_keras3)
+    return _named(name or "adam", stages)
 
 
 def kadamw(

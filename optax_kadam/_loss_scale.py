@@ -18,13 +18,14 @@ from jax import lax
 from optax_kadam import _check
 from optax_kadam._accumulate import choose
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam.rows._row_updates import map_values, values_of
 
 
 def unscale(loss_scale_factor: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     """Divide the gradients by `loss_scale_factor`, > 0, by which the loss was multiplied."""
     factor = _check.number("loss_scale_factor", loss_scale_factor, (">", 0.0), remedy="Use None for no loss scale.")
     return optax.with_extra_args_support(
-        optax.stateless(lambda updates, params: jax.tree.map(lambda g: _widened(g) / factor, updates))
+        optax.stateless(lambda updates, params: map_values(lambda g: _widened(g) / factor, updates))
     )
 
 
@@ -92,7 +93,7 @@ def dynamic_loss_scale(
         counter, scale, inner_state = state
 
         def apply() -> tuple[optax.Updates, DynamicLossScaleState]:
-            unscaled = jax.tree.map(lambda g: _widened(g) / scale.astype(arithmetic_dtype(g)), updates)
+            unscaled = map_values(lambda g: _widened(g) / scale.astype(arithmetic_dtype(g)), updates)
             new, new_inner_state = inner.update(unscaled, inner_state, params, **extra_args)
             is_due = counter >= growth_steps - 1
             doubled = scale * 2.0 if is_keras3 else jnp.where(jnp.isfinite(scale * 2.0), scale * 2.0, scale)
@@ -109,7 +110,7 @@ def dynamic_loss_scale(
                 jnp.zeros_like(counter), jnp.maximum(scale / 2.0, 1.0), optax.tree.set(inner_state, iterations=counted)
             )
 
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(updates)]))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in values_of(updates)]))
         return choose_branch(finite, apply, skip)
 
     # Keras 3 on JAX compiles both branches even in an eager run, the older two run theirs op by op. Jitted here once:

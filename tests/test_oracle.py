@@ -20,7 +20,7 @@ BOUNDS = [
     ("*", "*", 0.0, 0.0, "equal to the bit"),
 ]
 
-# TensorFlow clips these before it adds up the rows of a table, which a dense gradient does not show.
+# TensorFlow clips these before it adds up the rows of a table, which a dense gradient does not show: see test_rows.py.
 ROWS_ONLY = {"sparse_dup_clipvalue", "sparse_dup_global_clipnorm"}
 
 RUNS = [
