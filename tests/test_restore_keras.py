@@ -91,11 +91,11 @@ def test_moving_statistics_are_filled():
 
 
 RENAMES = {
-    "mapping": {"emb": "Embed_0", "m/d1": "Dense_0", "d2/kernel": "out/w", "m/d2/bias": "out/b"},
+    "mapping": {"emb": "Embed_0", "m/d1": "mu", "d2/kernel": "out/w", "m/d2/bias": "out/b"},
     "function": lambda path: {
         "m/emb/embeddings": "Embed_0/embedding",
-        "m/d1/kernel": "Dense_0/kernel",
-        "m/d1/bias": "Dense_0/bias",
+        "m/d1/kernel": "mu/kernel",
+        "m/d1/bias": "mu/bias",
         "m/d2/kernel": "out/w",
         "m/d2/bias": "out/b",
     }.get(path),
@@ -104,12 +104,13 @@ RENAMES = {
 
 @pytest.mark.parametrize("rename", RENAMES)
 def test_rename(rename):
-    params = {"Embed_0": STRUCTS["emb"], "Dense_0": STRUCTS["d1"], "bn": STRUCTS["bn"]}
+    # A layer may have the name of a slot.
+    params = {"Embed_0": STRUCTS["emb"], "mu": STRUCTS["d1"], "bn": STRUCTS["bn"]}
     params["out"] = {"w": STRUCTS["d2"]["kernel"], "b": STRUCTS["d2"]["bias"]}
     training = ok.load_keras(FILES / "k3j/adam.keras")
     restored, state = training.restore(params, rename=RENAMES[rename])
     assert np.array_equal(restored["out"]["w"], training.variables["m/d2/kernel"])
-    assert np.array_equal(optax.tree.get(state, "mu")["Dense_0"]["bias"], training.mu["m/d1/bias"])
+    assert np.array_equal(state.inner_state[0][0].mu["mu"]["bias"], training.mu["m/d1/bias"])
 
 
 def test_restored_state_keeps_sharding_and_goes_into_a_chain():
@@ -308,9 +309,11 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     def crash(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(os, "fsync", crash)
-    with pytest.raises(OSError, match="no space"):
-        ok.save_keras(path, params, state, template=path)
+    for module, step in ((os, "fsync"), (pathlib.Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, step, crash)
+            with pytest.raises(OSError, match="no space"):
+                ok.save_keras(path, params, state, template=path)
     assert path.read_bytes() == (FILES / "k3j/adam.keras").read_bytes() and list(tmp_path.iterdir()) == [path]
 
 

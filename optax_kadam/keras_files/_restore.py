@@ -1,54 +1,59 @@
 """Keras's arrays, put into a tree of parameters and into the state of a transformation for it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_kadam._kadam import kadam
 from optax_kadam.keras_files._match import Rename, leaf_path, owners
 
-if TYPE_CHECKING:
-    from optax_kadam.keras_files._training import KerasTraining
-
+Arrays = Mapping[str, np.ndarray]
 SLOTS = ("mu", "nu", "nu_max", "average", "accumulator")
 _LARGEST_COUNT = 2**31 - 1  # Where the step count of `kadam` saturates.
 
 
 def restore(
-    training: "KerasTraining", params: Any, tx: optax.GradientTransformation | None, rename: Rename
+    variables: Arrays,
+    slots: Mapping[str, Arrays],
+    scalars: Mapping[str, float],
+    params: Any,
+    tx: optax.GradientTransformation,
+    rename: Rename,
 ) -> tuple[Any, Any]:
-    """Return what `KerasTraining.restore` promises."""
-    if training.mu is None:
-        raise ValueError(
-            "The file must hold the state of an optimizer. Received: weights alone. "
-            "Use `fill(params)` for those, or save the model after it was compiled and trained."
-        )
-    of_leaf = owners(params, list(training.mu), rename)
-    restored = _filled(params, params, of_leaf, training.variables)
-    state = (tx or _transformation(training)).init(jax.tree.map(_without_elements, params))
+    """Return `params` and the state of `tx`, filled.
+
+    Args:
+      variables: Keras's weights.
+      slots: what its optimizer keeps for each trainable one, by the names of `SLOTS`.
+      scalars: the numbers that it keeps: `iterations`, and any of `learning_rate`, `step_counter`, `dynamic_scale`.
+      params: see `KerasTraining.restore`, as for the next two.
+      tx: the transformation.
+      rename: what Keras's paths are called in `params`.
+    """
+    of_leaf = owners(params, list(slots["mu"]), rename)
+    restored = _filled(params, params, of_leaf, variables)
+    state = tx.init(jax.tree.map(_without_elements, params))
     for name in SLOTS:
-        kept, arrays = get(state, name), getattr(training, name)
-        if (kept is None) != (arrays is None):
+        kept = get(state, name)
+        if (kept is None) != (name not in slots):
             there, here = ("the file", "`tx`") if kept is None else ("`tx`", "the file")
             raise ValueError(
                 f"The state of `tx` must be what Keras saved. Received: {name!r} in {there}, and not in {here}. "
                 "Build `tx` with the arguments that Keras's optimizer had."
             )
-        if arrays is not None:
-            state = put(state, name, _filled(kept, params, of_leaf, arrays))
-    state = put(state, "iterations", jnp.asarray(min(training.iterations, _LARGEST_COUNT), jnp.int32))
-    for name in ("learning_rate", "step_counter", "dynamic_scale"):
-        value = getattr(training, name)
-        if value is not None and get(state, name) is not None:
-            state = put(state, name, jnp.asarray(value, get(state, name).dtype))
+        if kept is not None:
+            state = put(state, name, _filled(kept, params, of_leaf, slots[name]))
+    for name, value in scalars.items():
+        if (old := get(state, name)) is not None:
+            largest = _LARGEST_COUNT if name == "iterations" else value
+            state = put(state, name, jnp.asarray(min(value, largest), old.dtype))
     return restored, state
 
 
-def fill(variables: Mapping[str, np.ndarray], tree: Any, rename: Rename) -> Any:
+def fill(variables: Arrays, tree: Any, rename: Rename) -> Any:
     """Return what `KerasTraining.fill` promises."""
     return _filled(tree, tree, owners(tree, list(variables), rename, all_used=False), variables)
 
@@ -68,24 +73,12 @@ def _is_field(path: Any, value: Any) -> bool:
     return bool(path) and isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
 
-def _transformation(training: "KerasTraining") -> optax.GradientTransformation:
-    """Return Keras's, or where the file does not say which it was, the plainest that keeps the same state."""
-    if training.config is not None:
-        return training.transformation()
-    return kadam(
-        amsgrad=training.nu_max is not None,
-        use_ema=training.average is not None,
-        gradient_accumulation_steps=None if training.accumulator is None else 2,
-        generation="keras3",
-    )
-
-
 def _without_elements(leaf: Any) -> jax.Array:
     """Stand in for a leaf in `init`, without its memory."""
     return jnp.zeros((0,) * np.ndim(leaf), leaf.dtype)
 
 
-def _filled(tree: Any, params: Any, of_leaf: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Any:
+def _filled(tree: Any, params: Any, of_leaf: Sequence[str], arrays: Arrays) -> Any:
     """Return `tree`, whose leaves are some of those of `params`, filled with the arrays of their variables."""
     like = {
         leaf_path(path): (variable, leaf)

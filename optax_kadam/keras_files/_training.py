@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
+from optax_kadam._kadam import kadam
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._open import opened
@@ -87,8 +88,8 @@ class KerasTraining:
         Args:
           params: a tree of what is to be trained: of arrays or `jax.ShapeDtypeStruct`s, whose sharding is kept: a Flax
             NNX state, a Linen tree, nested dicts, or a flat list.
-          tx: the transformation that is to go on, by default `transformation()`; one with more around it, as from
-            `optax.chain`, has more state.
+          tx: the transformation that is to go on: by default `transformation()` or, where the file holds no
+            configuration, the plainest `kadam` that keeps this state. One with more around it has more state.
           rename: from Keras's paths to those in `params`: a function, or a mapping of whole parts of paths, of which
             the longest that is found is replaced: `{"m/d1": "Dense_0"}`.
 
@@ -100,7 +101,17 @@ class KerasTraining:
           ValueError: naming both paths, where a variable is missing, left over, or of another shape or dtype, and where
             the file holds no optimizer state or another than `tx` keeps.
         """
-        return _restore.restore(self, params, tx, rename)
+        if self.mu is None:
+            raise ValueError(
+                "The file must hold the state of an optimizer. Received: weights alone. "
+                "Use `fill(params)` for those, or save the model after it was compiled and trained."
+            )
+        slots = {name: kept for name in _restore.SLOTS if (kept := getattr(self, name)) is not None}
+        numbers = {
+            name: getattr(self, name) for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale")
+        }
+        scalars = {name: number for name, number in numbers.items() if number is not None}
+        return _restore.restore(self.variables, slots, scalars, params, tx or self._plainest(), rename)
 
     def fill(self, tree: Any, *, rename: Mapping[str, str] | Callable[[str], str | None] | None = None) -> Any:
         """Return Keras's weights in `tree`, trainable or not: for moving statistics, `mean` and `var` in Flax.
@@ -113,6 +124,15 @@ class KerasTraining:
           ValueError: where a leaf has no counterpart, or one of another shape or dtype.
         """
         return _restore.fill(self.variables, tree, rename)
+
+    def _plainest(self) -> optax.GradientTransformation:
+        """Return Keras's transformation; where the file does not tell it, the plainest that keeps the same state."""
+        if self.config is not None:
+            return self.transformation()
+        steps = None if self.accumulator is None else 2
+        return kadam(
+            amsgrad=self.nu_max is not None, use_ema=self.average is not None, gradient_accumulation_steps=steps
+        )
 
     def _parsed(self) -> OptimizerConfig:
         if self.config is None:
