@@ -56,9 +56,10 @@ class KerasTraining:
 
     def __repr__(self) -> str:
         slots = [name for name in _restore.SLOTS if getattr(self, name) is not None]
+        rate = "" if self.learning_rate is None else f"learning_rate={self.learning_rate}, "
         return (
-            f"KerasTraining(generation={self.generation!r}, iterations={self.iterations}, "
-            f"learning_rate={self.learning_rate}, variables: {len(self.variables)}, slots: {', '.join(slots)})"
+            f"KerasTraining(generation={self.generation!r}, iterations={self.iterations}, {rate}"
+            f"variables: {len(self.variables)}, slots: {', '.join(slots) or 'none'})"
         )
 
     def transformation(
