@@ -33,26 +33,26 @@ def model_name(paths: Iterable[str]) -> str | None:
     return firsts.pop() if len(firsts) == 1 else None
 
 
-def owners(tree: Any, variables: Sequence[str], rename: Rename, *, all_used: bool = True) -> list[str]:
+def owners(tree: Any, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
     """Return, for each leaf of `tree`, the path of Keras's variable that it is.
 
     Args:
       tree: the tree; a flat list is matched by position.
-      variables: Keras's paths, in its order.
+      variables: Keras's paths, those that are required first, in its order.
       rename: see `KerasTraining.restore`.
-      all_used: whether each variable must be a leaf.
+      required: those of them that must be leaves.
 
     Raises:
       ValueError: if a leaf or a variable has no counterpart, or more than one.
     """
     leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(tree)]
     if isinstance(tree, list | tuple) and jax.tree.structure(tree) == jax.tree.structure([0] * len(leaves)):
-        if len(leaves) != len(variables):
+        if len(leaves) not in (len(variables), len(required)):
             raise ValueError(
                 f"A list must hold an array for each of Keras's trainable variables. Received: {len(leaves)} arrays "
-                f"for {', '.join(variables)}."
+                f"for {', '.join(required)}."
             )
-        return list(variables)
+        return list(variables)[: len(leaves)]
     known = _known_as(variables, rename)
     found = [known.get(path, []) for path in leaves]
     twice = next((i for i, paths in enumerate(found) if len(paths) > 1), None)
@@ -63,7 +63,7 @@ def owners(tree: Any, variables: Sequence[str], rename: Rename, *, all_used: boo
         )
     matched = [path for paths in found for path in paths]
     missing = [leaf for leaf, paths in zip(leaves, found, strict=True) if not paths]
-    left_over = [path for path in variables if path not in set(matched)] if all_used else []
+    left_over = [path for path in required if path not in set(matched)]
     if missing or left_over or len(set(matched)) < len(matched):
         raise ValueError(_message(missing, left_over, leaves, list(variables), matched))
     return matched
@@ -125,7 +125,7 @@ def _message(
         received.append(f"no leaf for {', '.join(map(repr, left_over[:5]))}{f' (near: {near[0]!r})' if near else ''}")
     received += [f"several leaves for {path!r}" for path in sorted({p for p in matched if matched.count(p) > 1})]
     return (
-        "The leaves must be Keras's trainable variables, one for one. "
+        "The leaves must be Keras's variables, and among them all trainable ones, one for one. "
         f"Received: {'; '.join(received)}; {len(leaves)} leaves for {len(variables)} variables. "
-        "Say what Keras's paths are called here with `rename`; what Keras did not train belongs into `fill`."
+        "Say what Keras's paths are called here with `rename`."
     )

@@ -33,8 +33,10 @@ def restore(
       tx: the transformation.
       rename: what Keras's paths are called in `params`.
     """
-    of_leaf = owners(params, list(slots["mu"]), rename)
+    of_leaf = owners(params, list(variables), rename, list(slots["mu"]))
     restored = _filled(params, params, of_leaf, variables)
+    # What Keras did not train has no slots: they begin as those of a new optimizer, its average at where it stands.
+    idle = {path: array for path, array in variables.items() if path not in slots["mu"]}
     state = tx.init(jax.tree.map(_without_elements, params))
     for name in SLOTS:
         kept = get(state, name)
@@ -45,7 +47,8 @@ def restore(
                 "Build `tx` with the arguments that Keras's optimizer had."
             )
         if kept is not None:
-            state = put(state, name, _filled(kept, params, of_leaf, slots[name]))
+            begun = idle if name == "average" else {path: np.zeros_like(array) for path, array in idle.items()}
+            state = put(state, name, _filled(kept, params, of_leaf, {**begun, **slots[name]}))
     for name, value in scalars.items():
         if (old := get(state, name)) is not None:
             largest = _LARGEST_COUNT if name == "iterations" else value
@@ -55,7 +58,7 @@ def restore(
 
 def fill(variables: Arrays, tree: Any, rename: Rename) -> Any:
     """Return what `KerasTraining.fill` promises."""
-    return _filled(tree, tree, owners(tree, list(variables), rename, all_used=False), variables)
+    return _filled(tree, tree, owners(tree, list(variables), rename, ()), variables)
 
 
 def get(state: Any, name: str) -> Any:

@@ -115,9 +115,10 @@ def _replaced(
     slots = contents.slots
     if slots is None:
         raise ValueError(f"`template` must hold the state of an optimizer. Received: one without. {_BUILT}")
-    trainable = [variable for variable in contents.variables if variable.is_trainable]
-    paths = [variable.path for variable in trainable]
-    of_leaf = owners(params, paths, rename)
+    trainable = {variable.path: variable.stored for variable in contents.variables if variable.is_trainable}
+    others = {variable.path: variable.stored for variable in contents.variables if not variable.is_trainable}
+    paths = list(trainable)
+    of_leaf = owners(params, [*paths, *others], rename, paths)
     leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(params)]
     variable_of = dict(zip(leaves, of_leaf, strict=True))
     in_state = {name for name in _restore.SLOTS if _restore.get(opt_state, name) is not None}
@@ -127,7 +128,7 @@ def _replaced(
             f"Received: {', '.join(sorted(in_state)) or 'none of it'}. "
             "Take a template whose optimizer has the arguments of yours."
         )
-    trees = {"params": (params, [variable.stored for variable in trainable])}
+    trees = {"params": (params, list(trainable.values()))}
     trees |= {name: (_restore.get(opt_state, name), arrays) for name, arrays in slots.arrays().items()}
     for name, (tree, arrays) in trees.items():
         by_path = dict(zip(paths, arrays, strict=True))
@@ -140,9 +141,11 @@ def _replaced(
         stored, value = getattr(slots, name), _scalar(opt_state, name)
         if stored is not None and value is not None:
             yield stored, np.asarray(value, stored.dtype)
-    others = {variable.path: variable.stored for variable in contents.variables if not variable.is_trainable}
+    for path, leaf in zip(of_leaf, jax.tree.leaves(params), strict=True):
+        if path in others:
+            yield others[path], _fitting(leaf, others[path], path, "params")
     if non_trainable is not None:
-        of_leaf = owners(non_trainable, list(others), rename, all_used=False)
+        of_leaf = owners(non_trainable, list(others), rename, ())
         for path, leaf in zip(of_leaf, jax.tree.leaves(non_trainable), strict=True):
             yield others[path], _fitting(leaf, others[path], path, "non_trainable")
 

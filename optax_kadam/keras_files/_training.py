@@ -84,7 +84,7 @@ class KerasTraining:
         Leaves are matched with Keras's trainable variables by path. Of a path in `params`, a leading `params` does not
         count; of Keras's, the name of the model, `:0`, and the words in which Flax differs: `embeddings` is
         `embedding`, `gamma` is `scale`, `beta` is `bias`. A flat list of arrays has no names: handing one in asks for
-        Keras's order. It is all or nothing.
+        Keras's order. It is all or nothing. A leaf that Keras did not train is filled too; its moments begin at zero.
 
         Args:
           params: a tree of what is to be trained: of arrays or `jax.ShapeDtypeStruct`s, whose sharding is kept: a Flax
