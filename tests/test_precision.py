@@ -14,18 +14,20 @@ LOW = [case["id"] for case in CASES.values() if case["dtype"] in ("float16", "bf
 
 @pytest.mark.parametrize("case_id", LOW)
 def test_moments_are_those_of_float32(case_id):
-    """Kept in float32, the moments of a low-precision run are those of the float32 run on the same gradients."""
+    """Kept in float32, the moments of a low-precision run are those of the float32 run on the same gradients.
+
+    Op by op: a compiler may contract other multiply-adds where there is a conversion between.
+    """
     case = CASES[case_id]
     generation, arguments = next(iter(case["full_kwargs"].items()))
     case = case | {"full_kwargs": {generation: arguments | {"mu_dtype": "float32", "nu_dtype": "float32"}}}
-    *_, (_, _, low) = replay(case, build(case, generation), jit=True)
+    *_, (_, _, low) = replay(case, build(case, generation), jit=False)
 
     tx = build(case, generation)
     params = [jnp.asarray(p) for p in split(INPUTS["init"])]
     state = tx.init(params)
-    update = jax.jit(tx.update)
     for step in range(1, case["n_steps"] + 1):
-        _, state = update([g.astype("float32") for g in gradients(case, step)], state, params)
+        _, state = tx.update([g.astype("float32") for g in gradients(case, step)], state, params)
     # A clipped gradient is in the dtype of the gradient; all else is float32.
     clipped = any(arguments.get(name) for name in ("clipnorm", "global_clipnorm"))
     for name in ("mu", "nu"):
