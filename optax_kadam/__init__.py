@@ -15,6 +15,8 @@ from optax_kadam.keras_files._training import KerasTraining as KerasTraining
 from optax_kadam.keras_files._training import load_keras as load_keras
 from optax_kadam.keras_files.config import from_config as from_config
 from optax_kadam.keras_files.config import to_config as to_config
+from optax_kadam.rows._deferred import DeferredRows as DeferredRows
+from optax_kadam.rows._deferred import deferred_rows as deferred_rows
 from optax_kadam.rows._row_updates import RowUpdates as RowUpdates
 from optax_kadam.rows._row_updates import value_and_row_grad as value_and_row_grad
 

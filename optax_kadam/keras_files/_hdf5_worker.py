@@ -140,7 +140,8 @@ def main() -> None:
             answer = {"contents": contents(*json.loads(line))}
         except Exception as error:  # Whatever a damaged file makes h5py raise.
             answer = {"error": " ".join(str(error).split()), "named": type(error) is ValueError}
-        print(json.dumps(answer), flush=True)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
