@@ -110,7 +110,9 @@ def deferred_rows(
       ignored. No index is an error under `jit`, where its value is not known.
     - `flush(table)` gives all values as they are by now, for an evaluation or for saving, and the table so caught up.
 
-    A row costs its values, its moments in float32, and 4 bytes.
+    A row costs its values, its moments in float32, and 4 bytes. To clip these gradients together with those of other
+    parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter; what it
+    returns has the indices and the gradients for `update`.
 
     Args:
       learning_rate: a number, kept in the table, where `optax.tree.set(table, learning_rate=...)` changes it for the
