@@ -354,6 +354,11 @@ def test_what_is_no_training_is_refused_by_name(tmp_path):
     model.save(tmp_path / "sgd.keras")
     with pytest.raises(ValueError, match="must be Keras's own Adam or AdamW"):
         ok.load_keras(tmp_path / "sgd.keras")
+    model.compile(optimizer="adamax", loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    model.save_weights(tmp_path / "adamax.weights.h5")
+    with pytest.raises(ValueError, match="must be an Adam. Received: one that is called 'adamax'"):
+        ok.load_keras(tmp_path / "adamax.weights.h5")
     model.compile(optimizer=keras.optimizers.Adam(use_ema=True), loss="mse")
     model.optimizer.build(model.trainable_variables)
     model.save_weights(tmp_path / "ema.weights.h5")

@@ -14,16 +14,19 @@ Source: `BaseOptimizer.build` in `keras/src/optimizers/base_optimizer.py` and `A
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optax_kadam.keras_files._contents import Contents, Slots, Variable
 from optax_kadam.keras_files._hdf5 import Group
-from optax_kadam.keras_files._layers import numbered, read_layers
+from optax_kadam.keras_files._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files._optimizer_config import OptimizerConfig, parse
 from optax_kadam.keras_files._order import in_order
 from optax_kadam.keras_files._stored import Stored
 
+# Keras's optimizers with a list like Adam's, by the names that they have unless they are given one.
+_LIKE_ADAM = re.compile(r"(adadelta|adamax|ftrl|lamb)(_\d+)?")
 _NEEDS_CONFIG = "Hand its configuration: `load_keras(path, config=optimizer.get_config())`."
 
 
@@ -48,35 +51,50 @@ def numbered_contents(
     optimizer = root.at("optimizer")
     inner = optimizer and (optimizer.at("inner_optimizer") or optimizer)
     stored = numbered(inner.at("vars")) if inner else []
+    name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
+    if parsed is None and _LIKE_ADAM.fullmatch(name):
+        raise ValueError(
+            f"The optimizer must be an Adam. Received: one that is called {name!r}, without a configuration. "
+            f"If it is an Adam: {_NEEDS_CONFIG}"
+        )
     layers = read_layers(root, model, generation)
-    fitting: list[tuple[Sequence[Variable], Slots]] = []
-    reasons: list[ValueError] = []
-    for slots in _splits(stored, generation, parsed, keras_version):
-        try:
-            shapes = [array.shape for array in slots.mu]
-            fitting.append((in_order(layers, shapes, trainable), slots))
-        except ValueError as error:
-            reasons.append(error)
-    if not stored or all(array.shape == () for array in stored) and not fitting:  # None, or not built yet.
+    fitting, reasons = _fitting(stored, layers, generation, parsed, keras_version, trainable)
+    if not fitting and not any(array.shape for array in stored):  # There is no optimizer, or it is not built yet.
         return Contents(generation, config, in_order(layers, None, trainable), None)
     if not fitting:
-        raise (
-            reasons[0]
-            if reasons
-            else ValueError(
-                f"An optimizer's list must be that of an Adam. Received: {len(stored)} arrays, of shapes "
-                f"{', '.join(str(array.shape) for array in stored[:8])}, ..., for {generation}{_switched_on(parsed)}. "
-                "Only Adam and AdamW can be carried over."
-            )
-        )
+        raise reasons[0]
     variables, slots = fitting[0]
-    is_unsure = parsed is None and (slots.average is not None or len(fitting) > 1)
-    if is_unsure:
+    if parsed is None and (slots.average is not None or len(fitting) > 1):
         raise ValueError(
             "What an optimizer's arrays are must follow from its configuration, or from their number. Received: "
             f"{len(stored)} arrays without a configuration. {_NEEDS_CONFIG}"
         )
     return Contents(generation, config, variables, _with_scale(slots, optimizer, generation))
+
+
+def _fitting(
+    stored: Sequence[Stored],
+    layers: Layer,
+    generation: str,
+    config: OptimizerConfig | None,
+    keras_version: str | None,
+    trainable: Sequence[str] | None,
+) -> tuple[list[tuple[Sequence[Variable], Slots]], list[ValueError]]:
+    """Return each way to tell the optimizer's arrays apart that fits the model, and why others do not."""
+    fitting, reasons = [], []
+    for slots in _splits(stored, generation, config, keras_version):
+        try:
+            fitting.append((in_order(layers, [array.shape for array in slots.mu], trainable), slots))
+        except ValueError as error:
+            reasons.append(error)
+    shapes = ", ".join(str(array.shape) for array in stored[:8])
+    reasons.append(
+        ValueError(
+            f"An optimizer's list must be that of an Adam. Received: {len(stored)} arrays of shapes {shapes}, ..., "
+            f"for {generation}{_switched_on(config)}. Only Adam and AdamW can be carried over."
+        )
+    )
+    return fitting, reasons
 
 
 def _generation(root: Group, keras_version: str | None) -> str:
