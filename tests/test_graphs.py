@@ -121,3 +121,5 @@ def test_what_is_not_one_training_is_refused():
     with pytest.raises(ValueError, match="must be numbered from 0"):
         read({"model": model, "optimizer": optimizer | {"_momentums": {"1": ("m/own", 0.0)}}})
     assert read({"model": model})[2] is None
+    with pytest.raises(ValueError, match="one that is called 'Nadam', without a configuration"):
+        read({"model": model, "optimizer": tf_keras(["Nadam/m/" + name for name in NAMES])})

@@ -17,12 +17,24 @@ class Variable:
     is_trainable: bool = True
 
 
+NEEDS_CONFIG = "Hand its configuration: `load_keras(path, config=optimizer.get_config())`."
+# Keras's optimizers that keep arrays like Adam's, by the names that they have unless they are given one.
+_LIKE_ADAM = re.compile(r"(adadelta|adamax|ftrl|lamb|nadam)(_\d+)?", re.IGNORECASE)
 _NOT_TRAINABLE = re.compile(r".*/(moving_mean|moving_variance)(:0)?")
 
 
 def guessed(variable: Variable) -> Variable:
     """Return the variable of a model that was saved without its optimizer, trainable by what its name suggests."""
     return dataclasses.replace(variable, is_trainable=not _NOT_TRAINABLE.fullmatch(variable.path))
+
+
+def check_name(optimizer: str) -> None:
+    """Refuse an optimizer, of which no configuration is known, if its name is that of another than Adam."""
+    if _LIKE_ADAM.fullmatch(optimizer):
+        raise ValueError(
+            f"The optimizer must be an Adam. Received: one that is called {optimizer!r}, without a configuration. "
+            f"If it is an Adam: {NEEDS_CONFIG}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optax_kadam.keras_files._contents import Contents, Slots, Variable, guessed
+from optax_kadam.keras_files._contents import Contents, Slots, Variable, check_name, guessed
 from optax_kadam.keras_files._layers import NOT_WEIGHTS
 from optax_kadam.keras_files._optimizer_config import parse
 from optax_kadam.keras_files._stored import Stored
@@ -46,6 +46,8 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> 
         variables = [guessed(Variable(*graph.variable(i, suffix))) for i in model]
         return Contents(generation, config, variables, None)
     (optimizer,) = optimizers
+    if config is None:
+        check_name(graph.optimizer_name(optimizer))
     if optimizer.slots:
         slots, order = graph.legacy_slots(optimizer, model)
         found = "legacy"
@@ -76,6 +78,14 @@ class _Graph:
         if node.key is None or node.key not in self._tensors:
             raise ValueError(f"A checkpoint must hold its variables. Received: none for {node.full_name!r}.")
         return f"{node.full_name}{suffix}", self._tensors[node.key]
+
+    def optimizer_name(self, optimizer: Node) -> str:
+        """Return what the optimizer is called, with which the names of its slots begin."""
+        slots = [slot for _, _, slot in optimizer.slots]
+        slots = slots or [
+            i for name in _LISTS if name in optimizer.children for i in self._list(optimizer.children[name])
+        ]
+        return str(self._nodes[slots[0]].full_name).partition("/")[0] if slots else ""
 
     def model_variables(self) -> Iterator[int]:
         """Yield the nodes that are variables of the model, in Keras's order."""

@@ -14,20 +14,15 @@ Source: `BaseOptimizer.build` in `keras/src/optimizers/base_optimizer.py` and `A
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optax_kadam.keras_files._contents import Contents, Slots, Variable
+from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
 from optax_kadam.keras_files._hdf5 import Group
 from optax_kadam.keras_files._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files._optimizer_config import OptimizerConfig, parse
 from optax_kadam.keras_files._order import in_order
 from optax_kadam.keras_files._stored import Stored
-
-# Keras's optimizers with a list like Adam's, by the names that they have unless they are given one.
-_LIKE_ADAM = re.compile(r"(adadelta|adamax|ftrl|lamb)(_\d+)?")
-_NEEDS_CONFIG = "Hand its configuration: `load_keras(path, config=optimizer.get_config())`."
 
 
 def numbered_contents(
@@ -52,11 +47,8 @@ def numbered_contents(
     inner = optimizer and (optimizer.at("inner_optimizer") or optimizer)
     stored = numbered(inner.at("vars")) if inner else []
     name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
-    if parsed is None and _LIKE_ADAM.fullmatch(name):
-        raise ValueError(
-            f"The optimizer must be an Adam. Received: one that is called {name!r}, without a configuration. "
-            f"If it is an Adam: {_NEEDS_CONFIG}"
-        )
+    if parsed is None:
+        check_name(name)
     layers = read_layers(root, model, generation)
     fitting, reasons = _fitting(stored, layers, generation, parsed, keras_version, trainable)
     if not fitting and not any(array.shape for array in stored):  # There is no optimizer, or it is not built yet.
@@ -67,7 +59,7 @@ def numbered_contents(
     if parsed is None and (slots.average is not None or len(fitting) > 1):
         raise ValueError(
             "What an optimizer's arrays are must follow from its configuration, or from their number. Received: "
-            f"{len(stored)} arrays without a configuration. {_NEEDS_CONFIG}"
+            f"{len(stored)} arrays without a configuration. {NEEDS_CONFIG}"
         )
     return Contents(generation, config, variables, _with_scale(slots, optimizer, generation))
 
