@@ -155,8 +155,8 @@ def load_keras(
     by what is in them. Neither Keras nor TensorFlow is imported, and nothing that a file holds is run.
 
     A `.keras` file and a checkpoint carry checksums, which are verified; `.h5`, `.weights.h5`, `.weights.json` and the
-    configuration of a SavedModel carry none: there a flipped bit in a number goes unnoticed. A `.weights.h5` of tf_keras
-    does not say which optimizer it is of: one with two slots a variable is taken for Adam.
+    configuration of a SavedModel carry none: there a flipped bit in a number goes unnoticed. A `.weights.h5` of
+    tf_keras does not say which optimizer it is of: one with two slots a variable is taken for Adam.
 
     Args:
       path: of the file, of the folder of a SavedModel, or of a checkpoint as TensorFlow names it, without `.index`.
