@@ -12,6 +12,7 @@ import pytest
 from helpers import keras_rules
 
 import optax_kadam as ok
+from optax_kadam.keras_files._stored import read_into_place
 
 keras = pytest.importorskip("keras")
 
@@ -376,3 +377,15 @@ def test_a_missing_h5py_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install h5py"):
         ok.load_keras(FILES / "k3j/adam.keras")
+
+
+def test_what_was_read_cannot_be_written_to():
+    training = ok.load_keras(FILES / "k3j/adam.keras")  # Its memory may be JAX's too.
+    with pytest.raises(ValueError, match="read-only"):
+        training.variables["m/d1/bias"][0] = 1.0
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match="ends 20 bytes too early for an array of shape"):
+        read_into_place(tmp_path / "x", 40, (20,), np.dtype(np.float32))
