@@ -18,6 +18,7 @@ from jax import lax
 
 from optax_kadam import _check
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam._sharding import zeros_like
 from optax_kadam.rows._row_updates import RowUpdates
 
 
@@ -42,7 +43,7 @@ def accumulate_gradients(
     """
 
     def init_fn(params: optax.Params) -> AccumulateGradientsState:
-        return AccumulateGradientsState(jax.tree.map(jnp.zeros_like, params), inner.init(params))
+        return AccumulateGradientsState(jax.tree.map(zeros_like, params), inner.init(params))
 
     def update_fn(
         updates: optax.Updates,

@@ -25,6 +25,7 @@ import optax
 from optax_kadam import _check
 from optax_kadam._hyperparameter import Hyperparameter, at_step
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam._sharding import zeros_like
 from optax_kadam.rows._row_updates import RowUpdates, is_rows, summed_rows
 
 
@@ -157,9 +158,9 @@ def scale_by_kadam(
         _check.floating_leaves("params", params)
         return ScaleByKadamState(
             count=jnp.zeros((), jnp.int32) if own_count else None,
-            mu=optax.tree.zeros_like(params, dtype=mu_dtype),
-            nu=optax.tree.zeros_like(params, dtype=nu_dtype),
-            nu_max=optax.tree.zeros_like(params, dtype=nu_dtype) if amsgrad else None,
+            mu=jax.tree.map(lambda p: zeros_like(p, mu_dtype), params),
+            nu=jax.tree.map(lambda p: zeros_like(p, nu_dtype), params),
+            nu_max=jax.tree.map(lambda p: zeros_like(p, nu_dtype), params) if amsgrad else None,
         )
 
     def update_fn(

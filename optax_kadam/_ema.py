@@ -19,6 +19,7 @@ import optax
 
 from optax_kadam import _check
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam._sharding import zeros_like
 
 
 class AverageParamsState(NamedTuple):
@@ -54,7 +55,7 @@ def average_params(
         _check.integer("ema_overwrite_frequency", overwrite_frequency, 1, "Use None to never overwrite.")
 
     def init_fn(params: optax.Params) -> AverageParamsState:
-        start = (lambda p: jnp.array(p, copy=True)) if start_from_params else jnp.zeros_like
+        start = (lambda p: jnp.array(p, copy=True)) if start_from_params else zeros_like
         return AverageParamsState(jax.tree.map(start, params))
 
     def update_fn(

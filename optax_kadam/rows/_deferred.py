@@ -16,6 +16,7 @@ import optax
 from optax_kadam import _check
 from optax_kadam._adam import _Scalars, adam_step
 from optax_kadam._hyperparameter import Hyperparameter, at_step, takes_no_argument
+from optax_kadam._sharding import zeros_like
 from optax_kadam.rows._catch_up import Missed, Moments, Window, catch_up, no_steps, record_step, window_of
 
 
@@ -173,9 +174,9 @@ def deferred_rows(
             rate = jnp.zeros((), jnp.float32)  # Not asked before the first step: asking may change what it answers.
         else:
             rate = jnp.array(rate_of(iterations), copy=True)
-        zeros = lambda: jnp.zeros_like(values, jnp.float32)  # noqa: E731
+        zeros = lambda: zeros_like(values, jnp.float32)  # noqa: E731
         nu_max = zeros() if amsgrad else None
-        last_visit = jnp.zeros_like(values, jnp.int32, shape=values.shape[:1])
+        last_visit = zeros_like(jnp.sum(values, tuple(range(1, values.ndim))), jnp.int32)
         missed = no_steps(window, decays)
         return DeferredTable(values, zeros(), zeros(), nu_max, last_visit, iterations, rate, missed)
 

@@ -1,0 +1,71 @@
+"""Meshes of eight virtual devices, a tree of parameters, and what is to be seen of a compiled step."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from helpers import share
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+P = PartitionSpec
+
+# The axes of a mesh, and how a tree lies on it. In the mixed one, three sets of axes divide a leaf.
+MESHES = {
+    "fsdp": ({"data": 8}, {"in": P("data"), "out": P("data"), "bias": P("data"), "scale": P()}),
+    "tensor": ({"model": 8}, {"in": P(None, "model"), "out": P("model"), "bias": P("model"), "scale": P()}),
+    "mixed": (
+        {"data": 4, "model": 2},
+        {"in": P("data", "model"), "out": P("model", "data"), "bias": P("model"), "scale": P()},
+    ),
+}
+SUMS = {"fsdp": 1, "tensor": 1, "mixed": 3}  # All-reduces of a norm: one for each way in which leaves are divided.
+
+
+def tree(seed):
+    """Arrays of numpy: what is put on a mesh may share a buffer with what it was, and is donated."""
+    random = np.random.default_rng(seed)
+    shapes = {"in": (16, 8), "out": (8, 32), "bias": (8,), "scale": ()}
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def mesh_of(axes, axis_type=AxisType.Auto):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(axis_type,) * len(axes))
+
+
+def shardings_of(mesh, specs):
+    return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+def step_of(tx):
+    def step(gradients, state, params):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def train(tx, params, gradients, steps=4, state_shardings=None, shardings=None):
+    """Return how the first state lies, parameters and state after the steps, and the compiled step, which donates."""
+    state = jax.jit(tx.init, out_shardings=state_shardings)(params)
+    out = None if shardings is None else (shardings, state_shardings)
+    step = jax.jit(step_of(tx), donate_argnums=(1, 2), out_shardings=out).lower(gradients, state, params).compile()
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    for _ in range(steps):
+        params, state = step(gradients, state, params)
+    return placed, params, state, step.as_text()
+
+
+def collectives(text):
+    """Count the collectives of a compiled program by their kind."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    return dict(collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", text)))
+
+
+def furthest(found, wanted):
+    """The largest distance of two trees, as a share of the largest number of each leaf."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    arrays = ((np.asarray(jnp.asarray(x), np.float64) for x in pair) for pair in pairs)
+    return max(share(a, b, max(1e-30, np.abs(b).max())) for a, b in arrays)

@@ -1,0 +1,67 @@
+"""Sharded over eight devices, every feature gives what it gives on one, and the state lies where its parameters lie."""
+
+import functools
+
+import jax
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from pods.meshes import MESHES, SUMS, P, collectives, furthest, mesh_of, shardings_of, step_of, train, tree
+
+import optax_kadam as ok
+
+FEATURES = {
+    "plain": lambda: ok.kadam(0.01),
+    "amsgrad": lambda: ok.kadam(0.01, amsgrad=True, mu_dtype="bfloat16"),
+    "clipvalue": lambda: ok.kadam(0.01, clipvalue=0.1),
+    "clipnorm": lambda: ok.kadam(0.01, clipnorm=0.5),
+    "global_clipnorm": lambda: ok.kadam(0.01, global_clipnorm=0.5),
+    "average": lambda: ok.kadam(0.01, use_ema=True, ema_overwrite_frequency=2),
+    "average from the start": lambda: ok.kadam(0.01, use_ema=True, generation="tf_keras"),
+    "accumulation": lambda: ok.kadam(0.01, gradient_accumulation_steps=2),
+    "decay": lambda: ok.kadamw(0.01, weight_decay_mask={"in": True, "out": True, "bias": False, "scale": False}),
+    "loss scale": lambda: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2),
+}
+NORMS = 5e-7  # 4.4e-7 measured: a norm sums each shard first. All else is equal to the bit.
+
+
+@functools.cache
+def on_one_device(feature):
+    return train(FEATURES[feature](), tree(0), tree(1))
+
+
+def lies(shardings, path, leaf, sharding):
+    """Tell whether a leaf of the state lies as its parameter, and all else whole on every device."""
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    expected = shardings[names[0]] if names else NamedSharding(shardings["scale"].mesh, P())
+    return sharding.is_equivalent_to(expected, leaf.ndim)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", MESHES)
+@pytest.mark.parametrize("feature", FEATURES)
+def test_sharded_is_unsharded(feature, kind, axis_type):
+    axes, specs = MESHES[kind]
+    shardings = shardings_of(mesh_of(axes, axis_type), specs)
+    placed, params, state, text = train(FEATURES[feature](), *(jax.device_put(tree(i), shardings) for i in (0, 1)))
+    _, *expected, _ = on_one_device(feature)
+    is_norm = "norm" in feature
+    assert furthest((params, state), tuple(expected)) <= (NORMS if is_norm else 0.0)
+    for (path, leaf), at_first in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(placed), strict=True):
+        assert lies(shardings, path, leaf, at_first) and lies(shardings, path, leaf, leaf.sharding)
+    sums = SUMS[kind] if is_norm or feature == "loss scale" else 0
+    assert collectives(text) == ({"all-reduce": sums} if sums else {})
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_eager_init_and_setting_the_learning_rate(axis_type):
+    axes, specs = MESHES["mixed"]
+    mesh = mesh_of(axes, axis_type)
+    params = jax.device_put(tree(0), shardings_of(mesh, specs))
+    tx = ok.kadam(amsgrad=True, use_ema=True, gradient_accumulation_steps=2)
+    for name in ("mu", "nu", "nu_max", "average", "accumulator"):
+        for param, leaf in zip(params.values(), optax.tree.get(tx.init(params), name).values(), strict=True):
+            assert leaf.sharding.is_equivalent_to(param.sharding, leaf.ndim)
+    _, state = jax.jit(step_of(tx))(params, jax.jit(tx.init)(params), params)
+    changed = optax.tree.set(state, learning_rate=0.5)
+    assert jax.tree.map(lambda x: x.sharding, changed) == jax.tree.map(lambda x: x.sharding, state)
