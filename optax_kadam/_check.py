@@ -85,6 +85,26 @@ def floating_leaves(name: str, tree: Any) -> None:
             )
 
 
+def axis_names(value: Any) -> tuple[str, ...]:
+    """Return the names of mesh axes in `value`: one, a tuple of them, or None for none."""
+    names = () if value is None else value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis_name` must be a string, a tuple of strings, or None. Received: axis_name={value!r}.")
+    return names
+
+
+def axis_index(name: str) -> jax.Array:
+    """`jax.lax.axis_index`, saying which axes there are where `name` is none of them."""
+    try:
+        return jax.lax.axis_index(name)
+    except NameError as error:
+        axes = ", ".join(map(repr, jax.sharding.get_abstract_mesh().manual_axes)) or "no axis"
+        raise ValueError(
+            f"`axis_name` must name axes of the mesh of the `jax.shard_map` around, which has {axes}. "
+            f"Received: axis_name={name!r}. Leave it out under `jax.jit` alone."
+        ) from error
+
+
 def params_given(params: Any, stage: str, why: str) -> None:
     """Raise if a stage that reads the parameters was not handed them."""
     if params is None:

@@ -7,6 +7,7 @@ Source: `BaseOptimizer._clip_gradients` in `keras/src/optimizers/base_optimizer.
 `tensorflow/python/ops/clip_ops.py` for the two older generations.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import optax
 
 from optax_kadam import _check
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam._sharding import sum_over_shards
 from optax_kadam.rows._row_updates import map_values, prepare_rows, values_of
 
 
@@ -43,7 +45,9 @@ def clip_by_value(clipvalue: float | jax.Array) -> optax.GradientTransformationE
     return _stateless(lambda updates: map_values(clip, updates))
 
 
-def clip_by_norm(clipnorm: float | jax.Array) -> optax.GradientTransformationExtraArgs:
+def clip_by_norm(
+    clipnorm: float | jax.Array, *, axis_name: str | tuple[str, ...] | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Scale each gradient down to a Euclidean norm of at most `clipnorm`, each by its own norm.
 
     `g * clipnorm / max(norm(g), clipnorm)`, multiplied first. A gradient whose squares overflow becomes 0; an infinite
@@ -51,10 +55,13 @@ def clip_by_norm(clipnorm: float | jax.Array) -> optax.GradientTransformationExt
 
     Args:
       clipnorm: the largest norm of a gradient, >= 0. At 0, a zero gradient becomes NaN.
+      axis_name: inside `jax.shard_map`, the mesh axes over which the gradients are divided, as in `jax.lax.psum`. A
+        gradient that is the same along one of them is not summed over it; with `check_vma=False` nothing tells which
+        those are, and there must be none. Under `jit` alone, None: norms are those of whole arrays there anyway.
 
     Raises:
-      ValueError: if `clipnorm` is negative or not finite.
-      TypeError: if it is not a number.
+      ValueError: if `clipnorm` is negative or not finite; in `update`, if there is no such mesh axis.
+      TypeError: if it is not a number, or `axis_name` is no name.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,19 +71,22 @@ def clip_by_norm(clipnorm: float | jax.Array) -> optax.GradientTransformationExt
       {'bias': Array([0.25], dtype=float32), 'kernel': Array([0.6, 0.8], dtype=float32)}
     """
     limit = _check.number("clipnorm", clipnorm, (">=", 0.0), remedy=_NO_CLIP)
+    names = _check.axis_names(axis_name)
 
-    def clip(g: jax.Array) -> jax.Array:
-        wide = g.astype(arithmetic_dtype(g))
-        bound = jnp.asarray(limit, wide.dtype)
-        squares = jnp.sum(jnp.square(wide), keepdims=True)
-        norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares))), squares)
-        return ((wide * bound) / jnp.maximum(norm, bound)).astype(g.dtype)
+    def clip_each(updates: optax.Updates) -> optax.Updates:
+        wide = [g.astype(arithmetic_dtype(g)) for g in values_of(updates)]
+        squares = sum_over_shards([jnp.sum(jnp.square(g), keepdims=True) for g in wide], names)
+        norms = map(_root, squares)
+        return _map_with(lambda g, norm: _scaled_to(limit, g, norm).astype(g.dtype), updates, norms)
 
-    return _stateless(lambda updates: map_values(clip, updates))
+    return _stateless(clip_each)
 
 
 def clip_by_global_norm(
-    global_clipnorm: float | jax.Array, *, float32_reciprocal: bool = False
+    global_clipnorm: float | jax.Array,
+    *,
+    float32_reciprocal: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale all gradients by one factor, to a Euclidean norm of the whole tree of at most `global_clipnorm`.
 
@@ -87,10 +97,11 @@ def clip_by_global_norm(
       global_clipnorm: the largest norm of the tree, c, > 0; with `float32_reciprocal` also 0.
       float32_reciprocal: whether `1 / c` is taken of the float32 `c`, as TensorFlow does; Keras 3 takes that of the
         Python float.
+      axis_name: see `clip_by_norm`.
 
     Raises:
-      ValueError: if `global_clipnorm` is not positive or not finite.
-      TypeError: if it is not a number.
+      ValueError: if `global_clipnorm` is not positive or not finite; in `update`, if there is no such mesh axis.
+      TypeError: if it is not a number, or `axis_name` is no name.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,6 +111,7 @@ def clip_by_global_norm(
     """
     lowest = (">=" if float32_reciprocal else ">", 0.0)
     limit = _check.number("global_clipnorm", global_clipnorm, lowest, remedy=_NO_CLIP)
+    names = _check.axis_names(axis_name)
 
     def clip_all(updates: optax.Updates) -> optax.Updates:
         leaves = values_of(updates)
@@ -107,17 +119,38 @@ def clip_by_global_norm(
             return updates
         dtype = arithmetic_dtype(*leaves)
         wide = [g.astype(dtype) for g in leaves]
-        norm = jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(g)) for g in wide])))
-        bound = jnp.asarray(limit, dtype)
-        reciprocal = 1.0 / (bound if float32_reciprocal else limit)
-        scale = bound * jnp.minimum(1.0 / norm, jnp.asarray(reciprocal, dtype))
-        scale += norm - norm  # Nothing for a finite norm, NaN for any other.
+        squares = sum_over_shards([jnp.sum(jnp.square(g)) for g in wide], names)
+        scale = _global_scale(limit, jnp.sqrt(jnp.sum(jnp.stack(squares))), float32_reciprocal)
         return map_values(lambda g: (g.astype(dtype) * scale).astype(g.dtype), updates)
 
     return _stateless(clip_all)
 
 
 _NO_CLIP = "Use None for no clipping."
+
+
+def _root(squares: jax.Array) -> jax.Array:
+    """The norm, from the sum of squares, as Keras guards it against the gradient of the root at 0."""
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares))), squares)
+
+
+def _scaled_to(limit: float | jax.Array, g: jax.Array, norm: jax.Array) -> jax.Array:
+    """`g`, which is of this norm, scaled down to one of at most `limit`, in the dtype of the norm."""
+    bound = jnp.asarray(limit, norm.dtype)
+    return (g.astype(norm.dtype) * bound) / jnp.maximum(norm, bound)
+
+
+def _global_scale(limit: float | jax.Array, norm: jax.Array, float32_reciprocal: bool = False) -> jax.Array:
+    bound = jnp.asarray(limit, norm.dtype)
+    reciprocal = 1.0 / (bound if float32_reciprocal else limit)
+    scale = bound * jnp.minimum(1.0 / norm, jnp.asarray(reciprocal, norm.dtype))
+    return scale + (norm - norm)  # Nothing for a finite norm, NaN for any other.
+
+
+def _map_with(function: Any, updates: optax.Updates, others: Iterable[jax.Array]) -> optax.Updates:
+    """`map_values` of a function that takes one of `others` too, which are in the order of `values_of`."""
+    remaining = iter(others)
+    return map_values(lambda g: function(g, next(remaining)), updates)
 
 
 def _stateless(clip: Any) -> optax.GradientTransformationExtraArgs:

@@ -42,6 +42,7 @@ def kadam(
     adaptive_epsilon: bool = False,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keras's Adam, to the bit, as an optax transformation.
 
@@ -86,6 +87,7 @@ def kadam(
       adaptive_epsilon: tf_keras only: `epsilon * sqrt(1 - beta_2**t)` in the place of `epsilon`.
       mu_dtype: dtype in which the first moment is kept; None for the parameter's.
       nu_dtype: dtype in which the second moment and its maximum are kept, likewise.
+      axis_name: inside `jax.shard_map`, the mesh axes over which a clip by norm sums: see `clip_by_norm`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates are to be added to the parameters.
@@ -111,6 +113,7 @@ def kadam(
     """
     is_keras3, is_legacy = _check.generation(generation) == "keras3", generation == "legacy"
     _check.boolean("use_ema", use_ema)
+    _check.axis_names(axis_name)
     if not (name is None or isinstance(name, str)):
         raise TypeError(f"`name` must be a string or None. Received: name={name!r}.")
     _check_known_to(
@@ -132,7 +135,7 @@ def kadam(
         epsilon = 1e-7
 
     step = _chain(
-        *_clips(generation, clipnorm, clipvalue, global_clipnorm),
+        *_clips(generation, clipnorm, clipvalue, global_clipnorm, axis_name),
         scale_by_kadam(
             beta_1,
             beta_2,
@@ -269,7 +272,11 @@ def _check_known_to(generation: str, **arguments: Any) -> None:
 
 
 def _clips(
-    generation: str, clipnorm: Number | None, clipvalue: Number | None, global_clipnorm: Number | None
+    generation: str,
+    clipnorm: Number | None,
+    clipvalue: Number | None,
+    global_clipnorm: Number | None,
+    axis_name: str | tuple[str, ...] | None,
 ) -> list[optax.GradientTransformationExtraArgs]:
     """Return the clips that this generation applies, in its order."""
     given = [clip is not None for clip in (clipnorm, clipvalue, global_clipnorm)]
@@ -284,13 +291,18 @@ def _clips(
     if generation == "legacy":  # All that are given, and 0 is a limit.
         return [
             *([] if clipvalue is None else [clip_by_value(clipvalue)]),
-            *([] if clipnorm is None else [clip_by_norm(clipnorm)]),
-            *([] if global_clipnorm is None else [clip_by_global_norm(global_clipnorm, float32_reciprocal=True)]),
+            *([] if clipnorm is None else [clip_by_norm(clipnorm, axis_name=axis_name)]),
+            *(
+                []
+                if global_clipnorm is None
+                else [clip_by_global_norm(global_clipnorm, float32_reciprocal=True, axis_name=axis_name)]
+            ),
         ]
     if _is_on(clipnorm):
-        return [clip_by_norm(clipnorm)]
+        return [clip_by_norm(clipnorm, axis_name=axis_name)]
     if _is_on(global_clipnorm):
-        return [clip_by_global_norm(global_clipnorm, float32_reciprocal=generation == "tf_keras")]
+        in_float32 = generation == "tf_keras"
+        return [clip_by_global_norm(global_clipnorm, float32_reciprocal=in_float32, axis_name=axis_name)]
     return [clip_by_value(clipvalue)] if _is_on(clipvalue) else []
 
 

@@ -18,6 +18,7 @@ from jax import lax
 from optax_kadam import _check
 from optax_kadam._accumulate import choose
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam._sharding import sum_over_shards
 from optax_kadam.rows._row_updates import map_values, values_of
 
 
@@ -48,6 +49,7 @@ def dynamic_loss_scale(
     dynamic_growth_steps: int = 2000,
     *,
     generation: str = "keras3",
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide the gradients by a scale that grows while they are finite, and skip the step where they are not.
 
@@ -61,6 +63,8 @@ def dynamic_loss_scale(
       dynamic_growth_steps: finite steps to a doubling, >= 1.
       generation: `"keras3"`; or `"tf_keras"` and `"legacy"`, whose optimizer counts the skipped steps in its
         `iterations` and whose scale never falls below 1.
+      axis_name: inside `jax.shard_map`, the mesh axes over which the gradients are divided, so that all devices skip
+        the same steps: see `clip_by_norm`.
 
     Raises:
       ValueError: if a number is out of its range, or `generation` is unknown.
@@ -81,6 +85,7 @@ def dynamic_loss_scale(
     first_scale = _check.number("initial_scale", initial_scale, (">", 0.0))
     growth_steps = _check.integer("dynamic_growth_steps", dynamic_growth_steps, 1)
     is_keras3 = _check.generation(generation) == "keras3"
+    names = _check.axis_names(axis_name)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> DynamicLossScaleState:
@@ -102,7 +107,7 @@ def dynamic_loss_scale(
             )
 
         def skip() -> tuple[optax.Updates, DynamicLossScaleState]:
-            zeros = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), jax.eval_shape(lambda: apply()[0]))
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: apply()[0]))
             if is_keras3:
                 return zeros, DynamicLossScaleState(jnp.zeros_like(counter), scale * 0.5, inner_state)
             counted = optax.safe_increment(optax.tree.get(inner_state, "iterations"))
@@ -110,8 +115,9 @@ def dynamic_loss_scale(
                 jnp.zeros_like(counter), jnp.maximum(scale / 2.0, 1.0), optax.tree.set(inner_state, iterations=counted)
             )
 
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in values_of(updates)]))
-        return choose_branch(finite, apply, skip)
+        lost = [jnp.any(~jnp.isfinite(g)).astype(jnp.int32) for g in values_of(updates)]
+        is_finite = ~jnp.any(jnp.stack(sum_over_shards(lost, names)))
+        return choose_branch(is_finite, apply, skip)
 
     # Keras 3 on JAX compiles both branches even in an eager run, the older two run theirs op by op. Jitted here once:
     # an eager `lax.cond` would be compiled again at every step.

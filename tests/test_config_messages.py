@@ -45,6 +45,7 @@ UNSAID = [
     (CLIPS | {"generation": "tf_keras"}, r"Only one of clipnorm, clipvalue"),
     ({"global_clipnorm": 1.1, "generation": "tf_keras"}, r"`global_clipnorm` must be .* rounds its reciprocal"),
     ({"mu_dtype": "bfloat16"}, r"`mu_dtype` must be .* Received: mu_dtype='bfloat16'. Leave it out"),
+    ({"axis_name": "data"}, r"`axis_name` must be .* Received: axis_name=.data.. Leave it out: it says where"),
     ({"weight_decay_mask": True}, r"`weight_decay_mask` must be .* call `exclude_from_weight_decay`"),
     ({"learning_rate": lambda: 0.1}, r"`learning_rate` must be .* Use one of `optax_kadam.schedules`"),
     ({"beta_1": lambda step: 0.1}, r"`beta_1` must be .* knows numbers alone"),

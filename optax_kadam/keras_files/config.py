@@ -114,6 +114,8 @@ def _beyond_keras3(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("mu_dtype", "nu_dtype"):
         if arguments[name] is not None:
             yield name, "Leave it out: Keras keeps the moments in the dtype of the variable."
+    if arguments["axis_name"] is not None:
+        yield "axis_name", "Leave it out: it says where the training runs, not how."
     if arguments["weight_decay_mask"] is not None:
         yield "weight_decay_mask", "Leave it out, and call `exclude_from_weight_decay` on the optimizer that you get."
     rate, clip = arguments["learning_rate"], arguments["global_clipnorm"]
