@@ -5,6 +5,7 @@ from optax_kadam._adam import ScaleByKadamState as ScaleByKadamState
 from optax_kadam._adam import scale_by_kadam as scale_by_kadam
 from optax_kadam._clip import clip_by_global_norm as clip_by_global_norm
 from optax_kadam._clip import clip_by_norm as clip_by_norm
+from optax_kadam._clip import clip_by_norms as clip_by_norms
 from optax_kadam._clip import clip_by_value as clip_by_value
 from optax_kadam._ema import averaged_params as averaged_params
 from optax_kadam._kadam import kadam as kadam

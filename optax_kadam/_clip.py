@@ -126,6 +126,62 @@ def clip_by_global_norm(
     return _stateless(clip_all)
 
 
+def clip_by_norms(
+    clipnorm: float | jax.Array, global_clipnorm: float | jax.Array, *, axis_name: str | tuple[str, ...] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Scale each gradient down to a norm of at most `clipnorm`, then all of them to one of at most `global_clipnorm`.
+
+    `clip_by_norm` and then `clip_by_global_norm`, for one more read of the gradients and one all-reduce instead of two
+    of each: the norm of the whole tree after the first clip is that of the `min(norm(g), clipnorm)` of its gradients.
+    What is zero, infinite or NaN becomes what the two in a chain make of it; all else is within 8 ULP of that.
+
+    Args:
+      clipnorm: the largest norm of a gradient, on its own, >= 0.
+      global_clipnorm: the largest norm of all gradients together, > 0.
+      axis_name: see `clip_by_norm`.
+
+    Raises:
+      ValueError: if a norm is out of its range; in `update`, if there is no such mesh axis.
+      TypeError: if a norm is not a number, or `axis_name` is no name.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clip_by_norms(1.0, 1.0)
+      >>> print(tx.update([jnp.array([3.0, 4.0]), jnp.array([0.75])], tx.init(None))[0])  # Of norm 1 and 0.75, then 1.
+      [Array([0.48, 0.64], dtype=float32), Array([0.6], dtype=float32)]
+    """
+    limit = _check.number("clipnorm", clipnorm, (">=", 0.0), remedy=_NO_CLIP)
+    global_limit = _check.number("global_clipnorm", global_clipnorm, (">", 0.0), remedy=_NO_CLIP)
+    names = _check.axis_names(axis_name)
+
+    def clip_both(updates: optax.Updates) -> optax.Updates:
+        leaves = values_of(updates)
+        if not leaves:
+            return updates
+        dtype = arithmetic_dtype(*leaves)
+
+        def sum_of_squares(g: jax.Array) -> jax.Array:
+            wide = g.astype(arithmetic_dtype(g))
+            # An element that the first clip makes infinite or NaN, as it does not one whose square alone overflows.
+            is_lost = ~jnp.isfinite(wide * jnp.asarray(limit, wide.dtype))
+            return jnp.sum(jnp.square(jnp.where(is_lost, jnp.nan, wide)), keepdims=True)
+
+        def clipped_norm(norm: jax.Array) -> jax.Array:
+            bound = jnp.asarray(limit, norm.dtype)
+            return jnp.where(jnp.isinf(norm), 0.0, norm * (bound / jnp.maximum(norm, bound)))
+
+        norms = [_root(squares) for squares in sum_over_shards([sum_of_squares(g) for g in leaves], names)]
+        squares = [jnp.sum(jnp.square(clipped_norm(norm).astype(dtype))) for norm in norms]
+        scale = _global_scale(global_limit, jnp.sqrt(jnp.sum(jnp.stack(squares))))
+
+        def clip(g: jax.Array, norm: jax.Array) -> jax.Array:
+            return (_scaled_to(limit, g, norm).astype(dtype) * scale).astype(g.dtype)
+
+        return _map_with(clip, updates, norms)
+
+    return _stateless(clip_both)
+
+
 _NO_CLIP = "Use None for no clipping."
 
 

@@ -16,6 +16,7 @@ FEATURES = {
     "clipvalue": lambda: ok.kadam(0.01, clipvalue=0.1),
     "clipnorm": lambda: ok.kadam(0.01, clipnorm=0.5),
     "global_clipnorm": lambda: ok.kadam(0.01, global_clipnorm=0.5),
+    "both norms": lambda: optax.chain(ok.clip_by_norms(0.5, 0.7), ok.kadam(0.01)),
     "average": lambda: ok.kadam(0.01, use_ema=True, ema_overwrite_frequency=2),
     "average from the start": lambda: ok.kadam(0.01, use_ema=True, generation="tf_keras"),
     "accumulation": lambda: ok.kadam(0.01, gradient_accumulation_steps=2),
