@@ -11,6 +11,7 @@ from optax_kadam._ema import averaged_params as averaged_params
 from optax_kadam._kadam import kadam as kadam
 from optax_kadam._kadam import kadamw as kadamw
 from optax_kadam._loss_scale import dynamic_loss_scale as dynamic_loss_scale
+from optax_kadam._sharding import zero1_shardings as zero1_shardings
 from optax_kadam.keras_files._save import save_keras as save_keras
 from optax_kadam.keras_files._training import KerasTraining as KerasTraining
 from optax_kadam.keras_files._training import load_keras as load_keras

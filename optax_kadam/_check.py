@@ -119,6 +119,8 @@ def mask_fits(name: str, mask: Any, params: Any) -> None:
     for path, leaf in jax.tree.leaves_with_path(mask):
         if not isinstance(leaf, (bool, np.bool_)):
             raise TypeError(f"{must} Received: {leaf!r} at {jax.tree_util.keystr(path)!r}.")
+    if not jax.tree.leaves(params):
+        return  # `optax.tree.map_params` asks with an empty tree what a state looks like.
     try:
         jax.tree.map(lambda leaf, subtree: None, mask, params)
     except (TypeError, ValueError) as error:

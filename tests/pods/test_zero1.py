@@ -1,0 +1,113 @@
+"""ZeRO-1: moments divided over the data axis, parameters whole; the same bits for an eighth of the memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from pods.meshes import P, collectives, furthest, mesh_of, shardings_of, train, tree
+
+import optax_kadam as ok
+
+KEPT = {"in": True, "out": True, "bias": False}
+TRANSFORMATIONS = {
+    "plain": lambda: ok.kadam(0.01),
+    "amsgrad": lambda: ok.kadam(0.01, amsgrad=True),
+    "clipnorm": lambda: ok.kadam(0.01, clipnorm=0.5),
+    "global_clipnorm": lambda: ok.kadam(0.01, global_clipnorm=0.5),
+    "both norms": lambda: optax.chain(ok.clip_by_norms(0.5, 0.7), ok.kadam(0.01)),
+    "average": lambda: ok.kadam(0.01, use_ema=True, ema_overwrite_frequency=2),
+    "accumulation": lambda: ok.kadam(0.01, gradient_accumulation_steps=2),
+    "decay": lambda: ok.kadamw(0.01, weight_decay_mask=KEPT),
+    "loss scale": lambda: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(ok.kadam)(0.01),
+    "masked": lambda: optax.masked(ok.kadam(0.01), KEPT),
+    "partition": lambda: optax.partition(
+        {"a": ok.kadam(0.01), "b": ok.kadamw(0.1)}, {"in": "a", "out": "b", "bias": "b"}
+    ),
+}
+
+
+def trees():
+    return tuple({name: x for name, x in tree(i).items() if name != "scale"} for i in (0, 1))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_an_eighth_of_the_memory_and_the_same_bits(name, axis_type):
+    tx, mesh = TRANSFORMATIONS[name](), mesh_of({"data": 8}, axis_type)
+    whole = NamedSharding(mesh, P())
+    params, gradients = jax.device_put(trees(), whole)
+    shardings = ok.zero1_shardings(tx, params, mesh)
+    assert jax.tree.structure(shardings) == jax.tree.structure(jax.eval_shape(tx.init, params))
+    placed, *found, text = train(tx, params, gradients, state_shardings=shardings, shardings=whole)
+    _, *expected, _ = train(tx, *jax.device_put(trees(), whole), state_shardings=whole, shardings=whole)
+    assert furthest(found, expected) <= (5e-7 if "norm" in name else 0.0)
+    assert placed == jax.tree.map(lambda leaf: leaf.sharding, found[1])
+    for leaf in jax.tree.leaves(found[1]):
+        assert leaf.addressable_shards[0].data.nbytes == (leaf.nbytes // 8 if leaf.ndim else leaf.nbytes)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found[0]))
+    moved = 2 if name == "masked" else 3
+    # A gradient that is whole on every device needs no sum, though the compiler may divide it before it takes one.
+    assert collectives(text) == {"all-gather": moved}
+
+
+def test_collectives_of_a_training_step():
+    """The gradients' all-reduce, as without; and an all-gather for each parameter."""
+    mesh, tx = mesh_of({"data": 8}), ok.kadam(0.01)
+    whole = NamedSharding(mesh, P())
+    params = jax.device_put(trees()[0], whole)
+    x, y = (jax.device_put(np.ones((64, n), np.float32), NamedSharding(mesh, P("data"))) for n in (16, 32))
+
+    def step(params, state, x, y):
+        def loss(params):
+            return jnp.mean((jnp.tanh(x @ params["in"] + params["bias"][None]) @ params["out"] - y) ** 2)
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for shardings, expected in ((whole, {}), (ok.zero1_shardings(tx, params, mesh), {"all-gather": 3})):
+        state = jax.jit(tx.init, out_shardings=shardings)(params)
+        compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=(whole, shardings)).lower(params, state, x, y)
+        assert collectives(compiled.compile().as_text()) == {"all-reduce": 1} | expected
+
+
+def test_parameters_that_are_divided_already():
+    """Their own division is kept, and a dimension beside it taken; the mesh may be abstract, and so may they."""
+    mesh = AbstractMesh((4, 2), ("data", "model"))
+    specs = {"in": P(None, "model"), "out": P("model"), "bias": P(("model", "data")), "scale": P()}
+    shardings = shardings_of(mesh, specs)
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree(0), shardings)
+    found = ok.zero1_shardings(ok.kadam(), params, mesh, indivisible="replicate")
+    mu = {name: sharding.spec for name, sharding in optax.tree.get(found, "mu").items()}
+    assert mu == {"in": P("data", "model"), "out": P("model", "data"), "bias": P(("model", "data")), "scale": P()}
+    elsewhere = jax.device_put(tree(0)["in"], NamedSharding(mesh_of({"model": 8}), P(None, "model")))
+    assert optax.tree.get(ok.zero1_shardings(ok.kadam(), elsewhere, mesh), "mu").spec == P("data", None)
+
+
+def test_flax_models():
+    mesh = mesh_of({"data": 8})
+    params = nnx.state(nnx.Linear(16, 8, rngs=nnx.Rngs(0)), nnx.Param)
+    for of_model in (params, nnx.to_pure_dict(params)):
+        shardings = ok.zero1_shardings(ok.kadam(), of_model, mesh)
+        state = jax.jit(ok.kadam().init, out_shardings=shardings)(of_model)
+        assert all(leaf.sharding.spec[:1] == (("data",) if leaf.ndim else ()) for leaf in jax.tree.leaves(state))
+
+
+def test_messages():
+    tx, params, mesh = ok.kadam(), {"dense": {"kernel": jnp.ones((3, 6)), "bias": jnp.ones(8)}}, mesh_of({"data": 8})
+    with pytest.raises(ValueError, match="must be an axis of the mesh, which has 'data'. Received: axis_name='batch'."):
+        ok.zero1_shardings(tx, params, mesh, "batch")
+    with pytest.raises(
+        ValueError,
+        match=r"size of axis 'data', 8, divides. Received: shape=\(3, 6\) at \"\['dense'\]\['kernel'\]\". Pass indiv",
+    ):
+        ok.zero1_shardings(tx, params, mesh)
+    with pytest.raises(
+        ValueError, match="`indivisible` must be 'error' or 'replicate'. Received: indivisible='whole'."
+    ):
+        ok.zero1_shardings(tx, params, mesh, indivisible="whole")
+    specs = jax.tree.map(lambda s: s.spec, ok.zero1_shardings(tx, params, mesh, indivisible="replicate"))
+    assert optax.tree.get(specs, "mu") == {"dense": {"kernel": P(None, None), "bias": P("data")}}
