@@ -18,7 +18,7 @@ from jax import lax
 
 from optax_kadam import _check
 from optax_kadam._precision import arithmetic_dtype
-from optax_kadam._sharding import zeros_like
+from optax_kadam._sharding import in_auto_axes, spec_of, zeros_like
 from optax_kadam.rows._row_updates import RowUpdates
 
 
@@ -83,7 +83,9 @@ def accumulate_gradients(
 def _sum(accumulator: jax.Array, g: Any) -> jax.Array:
     dtype = arithmetic_dtype(accumulator, g.values if isinstance(g, RowUpdates) else g)
     if isinstance(g, RowUpdates):
-        return accumulator.astype(dtype).at[g.indices].add(g.values.astype(dtype), mode="drop")
+        add = lambda table, indices, values: table.at[indices].add(values, mode="drop")  # noqa: E731
+        wide = accumulator.astype(dtype), g.indices, g.values.astype(dtype)
+        return in_auto_axes(add, spec_of(accumulator), *wide)
     return g.astype(dtype) + accumulator.astype(dtype)
 
 

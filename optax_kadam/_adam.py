@@ -25,7 +25,7 @@ import optax
 from optax_kadam import _check
 from optax_kadam._hyperparameter import Hyperparameter, at_step
 from optax_kadam._precision import arithmetic_dtype
-from optax_kadam._sharding import zeros_like
+from optax_kadam._sharding import in_auto_axes, spec_of, zeros_like
 from optax_kadam.rows._row_updates import RowUpdates, is_rows, summed_rows
 
 
@@ -189,7 +189,10 @@ def scale_by_kadam(
                 scalars[dtype] = scalars_of(*betas, count, learning_rate, dtype)
             wide_max = None if v_max is None else v_max.astype(dtype)
             wide = values.astype(dtype), m.astype(dtype), v.astype(dtype), wide_max
-            leaf = rows_step(g.indices, *wide, scalars[dtype]) if values is not g else adam_step(*wide, scalars[dtype])
+            if values is g:
+                leaf = adam_step(*wide, scalars[dtype])
+            else:
+                leaf = in_auto_axes(rows_step, spec_of(m), g.indices, *wide, scalars[dtype])
             g = values
             step = leaf.step if learning_rate is None else -leaf.step
             new_max = None if v_max is None else leaf.nu_max.astype(v_max.dtype)

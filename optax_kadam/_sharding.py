@@ -1,5 +1,6 @@
 """How the state lies on a mesh: sharded like the parameters, or, as in ZeRO-1, divided over the data axis as well."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,32 @@ def zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:
         return jnp.zeros_like(x, dtype)
     # False everywhere, but the compiler does not know: sharding reaches an array from those that it is made of.
     return (jnp.isnan(x) & jnp.isfinite(x)).astype(x.dtype if dtype is None else dtype)
+
+
+def in_auto_axes(function: Callable[..., Any], specs: Any, *arguments: Any) -> Any:
+    """Call a function that looks up rows, which the compiler is left to shard; its result is to lie as in `specs`.
+
+    Where no axis of the mesh is explicit, nothing is to be said, and `specs` mean nothing.
+    """
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arguments)]
+    mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+    if mesh is None:
+        return function(*arguments)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)
+
+
+def spec_of(x: jax.Array) -> PartitionSpec:
+    """How an array is divided, as far as its type tells: along explicit axes."""
+    return jax.typeof(x).sharding.spec
+
+
+def spec_of_rows(table: jax.Array, indices: jax.Array) -> PartitionSpec:
+    """How `table[indices]` is divided: by its indices, and each row as the rows of the table."""
+    of_indices = spec_of(indices)
+    taken = jax.tree.leaves(tuple(of_indices))
+    of_row = (None if set(jax.tree.leaves(names)) & set(taken) else names for names in spec_of(table)[1:])
+    return PartitionSpec(*of_indices, *of_row)
 
 
 def zero1_shardings(

@@ -16,7 +16,7 @@ import optax
 from optax_kadam import _check
 from optax_kadam._adam import _Scalars, adam_step
 from optax_kadam._hyperparameter import Hyperparameter, at_step, takes_no_argument
-from optax_kadam._sharding import zeros_like
+from optax_kadam._sharding import in_auto_axes, spec_of, spec_of_rows, zeros_like
 from optax_kadam.rows._catch_up import Missed, Moments, Window, catch_up, no_steps, record_step, window_of
 
 
@@ -181,12 +181,19 @@ def deferred_rows(
         return DeferredTable(values, zeros(), zeros(), nu_max, last_visit, iterations, rate, missed)
 
     def read(table: DeferredTable, indices: jax.Array) -> tuple[jax.Array, DeferredTable]:
+        indices = jnp.asarray(indices)
+        return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices), table
+
+    def rows_of(table: DeferredTable, indices: jax.Array) -> jax.Array:
         indices = _in_range(table, indices)
         rows = _gather(table, indices)
         change, _ = caught_up(table, rows)
-        return (rows.values + change).astype(table.values.dtype), table
+        return (rows.values + change).astype(table.values.dtype)
 
     def update(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
+        return in_auto_axes(step, jax.tree.map(spec_of, table), table, indices, gradients)
+
+    def step(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
         indices = _in_range(table, indices)
         indices, gradients = _sum_duplicates(table, indices, gradients, _whose_turn(table, window))
         rate = table.learning_rate if lives_in_state else rate_of(table.iterations)
@@ -205,11 +212,14 @@ def deferred_rows(
         return table._replace(iterations=iterations, learning_rate=rate, missed=missed)
 
     def flush(table: DeferredTable) -> tuple[jax.Array, DeferredTable]:
+        table = in_auto_axes(caught_up_table, jax.tree.map(spec_of, table), table)
+        return table.values, table
+
+    def caught_up_table(table: DeferredTable) -> DeferredTable:
         rows = _in_float32(_rows_of(table))
         change, moments = caught_up(table, rows)
-        last_visit = jnp.full_like(rows.last_visit, table.iterations)
-        table = _with_rows(table, _Rows((rows.values + change).astype(table.values.dtype), moments, last_visit))
-        return table.values, table
+        last_visit = jnp.maximum(rows.last_visit, table.iterations)  # Not `full_like`: it lies as it did.
+        return _with_rows(table, _Rows((rows.values + change).astype(table.values.dtype), moments, last_visit))
 
     return DeferredRows(init, read, update, flush)
 

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from optax_kadam import _check
+from optax_kadam._sharding import in_auto_axes, spec_of, spec_of_rows
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -96,7 +98,9 @@ def value_and_row_grad(function: Callable[..., jax.Array]) -> Callable[..., tupl
     """
 
     def value_and_gradient(table: jax.Array, indices: jax.Array, *arguments: Any) -> tuple[jax.Array, RowUpdates]:
-        rows = table.at[_within(jnp.asarray(indices), len(table))].get(mode="fill", fill_value=0)
+        indices = jnp.asarray(indices)
+        look_up = lambda table, indices: table.at[indices].get(mode="fill", fill_value=0)  # noqa: E731
+        rows = in_auto_axes(look_up, spec_of_rows(table, indices), table, _within(indices, len(table)))
         value, gradient = jax.value_and_grad(function)(rows, *arguments)
         return value, RowUpdates(indices, gradient)
 
@@ -163,10 +167,14 @@ def summed_rows(gradient: Any, shape: tuple[int, ...]) -> RowUpdates:
     masked = _masked_rows(gradient, shape)
     if masked.prepared == "summed":
         return masked
-    size = masked.indices.size
-    indices, places = jnp.unique(masked.indices, size=size, fill_value=shape[0], return_inverse=True)
-    values = jax.ops.segment_sum(masked.values, places.reshape(-1), num_segments=size)
-    return RowUpdates.tree_unflatten("summed", (indices, values))
+
+    def add_up(masked: RowUpdates) -> RowUpdates:
+        size = masked.indices.size
+        indices, places = jnp.unique(masked.indices, size=size, fill_value=shape[0], return_inverse=True)
+        values = jax.ops.segment_sum(masked.values, places.reshape(-1), num_segments=size)
+        return RowUpdates.tree_unflatten("summed", (indices, values))
+
+    return in_auto_axes(add_up, _specs_of_rows("summed", masked), masked)
 
 
 def _masked_rows(gradient: Any, shape: tuple[int, ...]) -> RowUpdates:
@@ -175,11 +183,21 @@ def _masked_rows(gradient: Any, shape: tuple[int, ...]) -> RowUpdates:
     if gradient.prepared:
         return gradient
     check_rows(gradient, shape)
-    indices = _within(gradient.indices.reshape(-1), shape[0])
-    values = gradient.values.reshape(-1, *shape[1:])
-    is_padding = (indices == shape[0]).reshape(-1, *(1 for _ in shape[1:]))
-    values = jnp.where(is_padding, jnp.zeros((), values.dtype), values)
-    return RowUpdates.tree_unflatten("masked", (indices, values))
+
+    def mask(gradient: RowUpdates) -> RowUpdates:
+        indices = _within(gradient.indices.reshape(-1), shape[0])
+        values = gradient.values.reshape(-1, *shape[1:])
+        is_padding = (indices == shape[0]).reshape(-1, *(1 for _ in shape[1:]))
+        values = jnp.where(is_padding, jnp.zeros((), values.dtype), values)
+        return RowUpdates.tree_unflatten("masked", (indices, values))
+
+    return in_auto_axes(mask, _specs_of_rows("masked", gradient), gradient)
+
+
+def _specs_of_rows(prepared: str, gradient: RowUpdates) -> RowUpdates:
+    """How rows lie on a mesh that have been sorted: all on every device, each divided as it was."""
+    whole, of_row = PartitionSpec(), spec_of(gradient.values)[gradient.indices.ndim :]
+    return RowUpdates.tree_unflatten(prepared, (whole, PartitionSpec(None, *of_row)))
 
 
 def check_rows(gradient: RowUpdates, shape: tuple[int, ...]) -> None:
