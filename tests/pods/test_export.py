@@ -3,13 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax import export
 from pods.meshes import step_of, tree
 
 import optax_kadam as ok
 
-pytest.importorskip("flatbuffers")  # What `jax.export` writes with.
 PLATFORMS = ("cpu", "cuda", "tpu")
 TX = ok.kadam(0.01, amsgrad=True, clipnorm=0.5, weight_decay=0.1)
 

@@ -12,7 +12,8 @@ import optax_kadam as ok
 
 FEATURES = {
     "plain": lambda: ok.kadam(0.01),
-    "amsgrad": lambda: ok.kadam(0.01, amsgrad=True, mu_dtype="bfloat16"),
+    "amsgrad": lambda: ok.kadam(0.01, amsgrad=True),
+    "low precision": lambda: ok.kadam(0.01, mu_dtype="bfloat16"),
     "clipvalue": lambda: ok.kadam(0.01, clipvalue=0.1),
     "clipnorm": lambda: ok.kadam(0.01, clipnorm=0.5),
     "global_clipnorm": lambda: ok.kadam(0.01, global_clipnorm=0.5),
@@ -23,7 +24,9 @@ FEATURES = {
     "decay": lambda: ok.kadamw(0.01, weight_decay_mask={"in": True, "out": True, "bias": False, "scale": False}),
     "loss scale": lambda: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2),
 }
-NORMS = 5e-7  # 4.4e-7 measured: a norm sums each shard first. All else is equal to the bit.
+# A norm sums each shard first: 4.4e-7 measured. With bfloat16 moments and jax 0.12, XLA contracts other operations into
+# one in a program for shards: 1.6e-8. All else is equal to the bit.
+BOUNDS = dict.fromkeys(["clipnorm", "global_clipnorm", "both norms"], 5e-7) | {"low precision": 2e-8}
 
 
 @functools.cache
@@ -46,11 +49,10 @@ def test_sharded_is_unsharded(feature, kind, axis_type):
     shardings = shardings_of(mesh_of(axes, axis_type), specs)
     placed, params, state, text = train(FEATURES[feature](), *(jax.device_put(tree(i), shardings) for i in (0, 1)))
     _, *expected, _ = on_one_device(feature)
-    is_norm = "norm" in feature
-    assert furthest((params, state), tuple(expected)) <= (NORMS if is_norm else 0.0)
+    assert furthest((params, state), tuple(expected)) <= BOUNDS.get(feature, 0.0)
     for (path, leaf), at_first in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(placed), strict=True):
         assert lies(shardings, path, leaf, at_first) and lies(shardings, path, leaf, leaf.sharding)
-    sums = SUMS[kind] if is_norm or feature == "loss scale" else 0
+    sums = SUMS[kind] if "norm" in feature or feature == "loss scale" else 0
     assert collectives(text) == ({"all-reduce": sums} if sums else {})
 
 
