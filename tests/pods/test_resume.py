@@ -1,0 +1,68 @@
+"""A training that is killed by SIGKILL, and comes back on the same or other devices, ends like one left alone."""
+
+import random
+import shutil
+import time
+
+import pytest
+import train
+from processes import Run, assert_near, assert_same, running
+from train import mesh_of
+
+import optax_kadam as ok
+
+
+def kill_while_writing(run, directory, after):
+    """Kill in the midst of writing a checkpoint, the first time that it can be caught at it after a step."""
+    for step in run.steps():
+        if step > after and run.freeze() and list(directory.glob("*tmp*")):
+            return run.kill()
+        run.thaw()
+    raise AssertionError(f"never caught at writing\n{run.log.read_text()}")
+
+
+def test_killed_twice_and_left_alone_end_alike(tmp_path):
+    moments, directory = random.Random(0), tmp_path / "killed"
+    with running(Run(tmp_path / "alone", tmp_path / "alone.npz")) as alone:
+        with running(Run(directory, tmp_path / "killed.npz")) as run:
+            kill_while_writing(run, directory, after=moments.randint(1, 3))
+        with running(Run(directory, tmp_path / "killed.npz")) as run:
+            run.reaches(moments.randint(5, 7))
+            time.sleep(moments.uniform(0, 0.2))  # Anywhere within a step.
+            run.kill()
+        shapes = ("2x4", "4x2", "1x2")
+        copies = [shutil.copytree(directory, tmp_path / shape) for shape in shapes]
+        runs = [Run(copy, copy.with_suffix(".npz"), shape) for copy, shape in zip(copies, shapes, strict=True)]
+        with running(*runs) as (same, *others):
+            assert_same(same.state(), alone.state())
+            for other in others:
+                assert_near(other.state(), alone.state())
+            assert min(run.made[0] for run in runs) > 4  # They did come back from a checkpoint.
+
+
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [
+        (32, r"must hold float32\[32\] at '0.inner.bias.value'. Received: float32\[64\]. Build the model"),
+        (128, r"must hold float32\[128\] at '0.inner.bias.value'. Received: float32\[64\]."),
+    ],
+)
+def test_other_shapes_are_refused(tmp_path, width, message):
+    train.train(tmp_path, mesh_of("2x4"), steps=1)
+    with pytest.raises(ValueError, match=message):
+        train.train(tmp_path, mesh_of("2x4"), steps=1, width=width)
+
+
+def test_other_optimizers_are_refused(tmp_path, monkeypatch):
+    """Orbax itself would cast another dtype, and names what is missing."""
+    arguments = {"learning_rate": 0.01, "amsgrad": True}
+    monkeypatch.setattr(train, "transformation", lambda: ok.kadamw(**arguments))
+    train.train(tmp_path, mesh_of("2x4"), steps=1)
+    arguments["mu_dtype"] = "bfloat16"
+    with pytest.raises(
+        ValueError, match=r"bfloat16\[64\] at '1\..*\.mu\.inner\.bias\.value'. Received: float32\[64\]."
+    ):
+        train.train(tmp_path, mesh_of("2x4"), steps=1)
+    del arguments["mu_dtype"], arguments["amsgrad"]
+    with pytest.raises(ValueError, match="nu_max"):
+        train.train(tmp_path, mesh_of("2x4"), steps=1)
