@@ -172,8 +172,12 @@ def scale_by_kadam(
         learning_rate: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        del params, extra_args
-        _check.same_tree(updates, state.mu, "mu")
+        del extra_args
+        for name, moment in (("mu", state.mu), ("nu", state.nu), ("nu_max", state.nu_max)):
+            if moment is not None:
+                _check.same_tree(updates, moment, name)
+        if params is not None:
+            _check.same_tree(params, state.mu, "mu", "parameter")
         count = state.count if own_count else iterations
         betas = beta_1_at(count), beta_2_at(count)
         scalars: dict[Any, _Scalars] = {}

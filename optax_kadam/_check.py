@@ -127,26 +127,27 @@ def mask_fits(name: str, mask: Any, params: Any) -> None:
         raise ValueError(f"{must} Received: {name}={mask!r}. {error}") from error
 
 
-def same_tree(updates: Any, reference: Any, name: str) -> None:
-    """Raise, naming the path, if a gradient does not fit the `reference` tree of the state; None fits everywhere."""
-    if jax.tree.leaves(reference) and not jax.tree.leaves(updates):
+def same_tree(tree: Any, reference: Any, name: str, of: str = "gradient") -> None:
+    """Raise, naming the path, if a leaf does not fit the `reference` tree of the state; None fits everywhere.
+
+    `tree` holds gradients, or another kind of leaves, of which there may be none at all.
+    """
+    if of == "gradient" and jax.tree.leaves(reference) and not jax.tree.leaves(tree):
         raise ValueError("At least one gradient must be given. Received: None for every parameter.")
-    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates, is_leaf=_is_one)}
+    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_one)}
     expected = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(reference)}
     remedy = "Call `init` with the parameters that the gradients belong to."
     for path, leaf in expected.items():
         if path not in found:
-            raise ValueError(f"The gradients must have the leaves of `{name}`. Received: none at {path!r}. {remedy}")
+            raise ValueError(f"The {of}s must have the leaves of `{name}`. Received: none at {path!r}. {remedy}")
         if not _is_one(found[path]) and np.shape(found[path]) != np.shape(leaf):
             raise ValueError(
-                f"A gradient must have the shape of its leaf in `{name}`, {np.shape(leaf)}. "
+                f"A {of} must have the shape of its leaf in `{name}`, {np.shape(leaf)}. "
                 f"Received: {np.shape(found[path])} at {path!r}. {remedy}"
             )
     for path, leaf in found.items():
         if leaf is not None and path not in expected:
-            raise ValueError(
-                f"The gradients must have the leaves of `{name}`. Received: one more at {path!r}. {remedy}"
-            )
+            raise ValueError(f"The {of}s must have the leaves of `{name}`. Received: one more at {path!r}. {remedy}")
 
 
 def _is_one(node: Any) -> bool:

@@ -65,6 +65,7 @@ def average_params(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AverageParamsState]:
         _check.params_given(params, "the moving average", "averages the parameters themselves")
+        _check.same_tree(params, state.average, "average", "parameter")
         step = extra_args["iterations"] // micro_steps
 
         def average(mean: jax.Array, p: jax.Array, u: jax.Array | None) -> jax.Array:

@@ -1,5 +1,7 @@
 """Every public error: what must hold, what was received, the remedy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +141,23 @@ def test_gradients_that_do_not_fit_are_named_by_path(gradients, match, make):
     tx = make()
     with pytest.raises(ValueError, match=match):
         tx.update(gradients, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("name", ["mu", "nu", "nu_max", "average", "accumulator", "params"])
+@pytest.mark.parametrize("shape", [(4,), (1,), (3, 1)])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_state_restored_onto_other_shapes(name, shape, jit):
+    """Each of these would broadcast, and be trained on."""
+    tx = ok.kadam(amsgrad=True, use_ema=True, gradient_accumulation_steps=2 if name == "accumulator" else None)
+    state, params = tx.init(PARAMS), PARAMS
+    other = {"dense": {**PARAMS["dense"], "bias": jnp.ones(shape)}}
+    if name == "params":
+        params = other
+    else:
+        state = optax.tree.set(state, **{name: other})
+    shapes = rf"{re.escape(str(shape))}. Received: \(3,\)|\(3,\). Received: {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=rf"must have the shape of its leaf in `.*`, ({shapes}) at .*\['bias'\].*Call"):
+        (jax.jit(tx.update) if jit else tx.update)(PARAMS, state, params)
 
 
 @pytest.mark.parametrize(
