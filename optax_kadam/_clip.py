@@ -200,7 +200,9 @@ def _global_scale(limit: float | jax.Array, norm: jax.Array, float32_reciprocal:
     bound = jnp.asarray(limit, norm.dtype)
     reciprocal = 1.0 / (bound if float32_reciprocal else limit)
     scale = bound * jnp.minimum(1.0 / norm, jnp.asarray(reciprocal, norm.dtype))
-    return scale + (norm - norm)  # Nothing for a finite norm, NaN for any other.
+    scale += norm - norm  # Nothing for a finite norm, NaN for any other.
+    # A bare scalar that comes from another slice keeps the TPU compiler from updating m, v and p in one pass.
+    return jax.lax.optimization_barrier(scale.reshape(1)).reshape(())
 
 
 def _map_with(function: Any, updates: optax.Updates, others: Iterable[jax.Array]) -> optax.Updates:

@@ -1,7 +1,10 @@
 """Every test runs under strict promotion of dtypes and without promotion of ranks; Keras runs under the usual rules."""
 
+import importlib.util
 import os
 
+if importlib.util.find_spec("libtpu"):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # It is there to compile with; a TPU that is not there is not sought.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 

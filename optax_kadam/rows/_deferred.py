@@ -109,8 +109,8 @@ def deferred_rows(
     - `update(table, indices, gradients)` takes one step. `gradients` has the shape of what `read` gave. Rows need not
       have been read before. The gradients of an index that occurs more than once are summed; those of padding are
       ignored. No index is an error under `jit`, where its value is not known.
-    - `flush(table)` gives all values as they are by now, for an evaluation or for saving, and the table so caught up. It
-      needs the memory of up to two tables more while it runs; where there is none, `read` some rows after the others.
+    - `flush(table)` gives all values as they are by now, for an evaluation or for saving, and the table so caught up.
+      It needs the memory of up to two tables more while it runs; where there is none, `read` rows part by part.
 
     A row costs its values, its moments in float32, and 4 bytes. To clip these gradients together with those of other
     parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter; what it
