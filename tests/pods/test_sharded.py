@@ -26,7 +26,7 @@ FEATURES = {
 }
 # A norm sums each shard first: 4.4e-7 measured. With bfloat16 moments and jax 0.12, XLA contracts other operations into
 # one in a program for shards: 1.6e-8. All else is equal to the bit.
-BOUNDS = dict.fromkeys(["clipnorm", "global_clipnorm", "both norms"], 5e-7) | {"low precision": 2e-8}
+BOUNDS = dict.fromkeys(["clipnorm", "global_clipnorm", "both norms"], 5e-7) | {"low precision": 1e-7}
 
 
 @functools.cache

@@ -89,7 +89,7 @@ class Figures(NamedTuple):
 
 def mesh_of(topology, slices):
     if importlib.util.find_spec("libtpu") is None:
-        raise ModuleNotFoundError("libtpu must be installed. Received: none. Run `pip install -e '.[test,tpu-check]'`.")
+        raise ModuleNotFoundError("libtpu must be installed. Received: none. Run `pip install -e '.[tpu-check]'`.")
     # No TPU is here to be asked, and several processes may compile at once.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-8"
