@@ -1,0 +1,172 @@
+"""8,192 rows of 64 floats out of tables of 10^5 to 10^7: a step that reads them, and takes their gradient.
+
+The rows are drawn uniformly, so that almost all differ and few are in a cache; at 10^6 also by Zipf's law. Each peer
+takes turns with `deferred_rows` alone, for two of the largest tables are all that fits in memory.
+
+- "lazy Adam" is wrong, as LazyAdam and torch's SparseAdam are: a row without a gradient does not move. It is the least
+  that can be done with the same gathers and scatters.
+- `kadam` on `RowUpdates`, `optax.adam` and Keras move all rows at each step; the latter two make a dense gradient.
+"""
+
+import itertools
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_kadam as ok
+from benchmarks import _steps
+from benchmarks._race import Aim, Race, Round
+from benchmarks._side_by_side import Builder, Contender, Session
+
+WIDTH, BATCHES = 64, 16
+OURS = "deferred_rows"
+TABLES = ok.deferred_rows()
+AIMS = {"lazy Adam": 2.0, "optax.adam": 1 / 20, "Keras": 1 / 20, "torch SparseAdam": None}  # At the largest size.
+Batch = tuple[jax.Array, jax.Array]  # The indices, and what their rows should become.
+
+
+def run(session: Session) -> None:
+    """Measure each size beside the peers, and ours from size to size."""
+    sizes = (100, 200, 300) if session.quick else (10**5, 316_228, 10**6, 3_162_278, 10**7)
+    batches = {size: _batches(session, size) for size in sizes}
+    for size in sizes[::2]:
+        peers = _peers(fast=True) | _peers(fast=False)
+        aims = tuple(Aim(OURS, name, at_most) for name, at_most in AIMS.items() if size == sizes[-1])
+        title = f"{size:,} rows: a step"
+        rounds = _beside(session, title, peers, size, batches[size])
+        session.keep(Race(title, rounds, (OURS,), aims, size=size))
+    middle = sizes[len(sizes) // 2]
+    title = f"{middle:,} rows, by Zipf's law"
+    rounds = _beside(session, title, _peers(fast=True), middle, _batches(session, middle, zipf=1.2))
+    session.keep(Race(title, rounds, (OURS,)))
+    names = {size: f"{size:,} rows" for size in sizes}
+    builders = {names[size]: partial(_deferred, session, size, batches[size]) for size in sizes}
+    aims = Aim(names[sizes[-1]], names[sizes[0]], 1.3)
+    session.race(f"{OURS} by size", builders, (names[sizes[0]],), (aims,), needs=3 * _bytes(sum(sizes)))
+
+
+def _peers(*, fast: bool) -> dict[str, tuple[Any, int]]:
+    """Return each with how many arrays of the table's size it holds, the gradient and what XLA puts aside included."""
+    if fast:
+        return {"lazy Adam": (_lazy, 3), "torch SparseAdam": (_torch, 3)}
+    return {"kadam RowUpdates": (_row_updates, 8), "optax.adam": (_dense, 4), "Keras": (_keras, 4)}
+
+
+def _beside(
+    session: Session, title: str, peers: dict[str, tuple[Any, int]], size: int, batches: list[Batch]
+) -> list[Round]:
+    """Return rounds of ours with one peer after the other."""
+    rounds: list[Round] = []
+    for name, (build, arrays) in peers.items():
+        builders: dict[str, Builder] = {
+            OURS: partial(_deferred, session, size, batches),
+            name: partial(build, session, size, batches),
+        }
+        rounds += session.measure(f"{title}, beside {name}", builders, (3 + arrays) * _bytes(size))[0]
+    return rounds
+
+
+def _bytes(size: int) -> int:
+    return 4 * WIDTH * size
+
+
+def _batches(session: Session, size: int, zipf: float | None = None) -> list[Batch]:
+    rng, count = np.random.default_rng(0), 8 if session.quick else 8192
+
+    def batch() -> Batch:
+        drawn = (rng.zipf(zipf, count) - 1) % size if zipf else rng.integers(size, size=count)
+        return jnp.asarray(drawn, jnp.int32), jnp.asarray(rng.standard_normal((count, WIDTH), np.float32))
+
+    return [batch() for _ in range(BATCHES)]
+
+
+def _start(size: int) -> jax.Array:
+    return jnp.full((size, WIDTH), 0.1)
+
+
+def _deferred(session: Session, size: int, batches: list[Batch]) -> Contender:
+    table = jax.jit(TABLES.init, donate_argnums=0)(_start(size))
+    return session.jitted(_deferred_step, table, *batches)
+
+
+def _deferred_step(table: Any, batch: Batch) -> Any:  # One function, so that it is compiled once for each size.
+    indices, targets = batch
+    rows, table = TABLES.read(table, indices)
+    return TABLES.update(table, indices, rows - targets)
+
+
+def _lazy(session: Session, size: int, batches: list[Batch]) -> Contender:
+    def step(state: Any, batch: Batch) -> Any:
+        (indices, targets), (table, mu, nu, count) = batch, state
+        distinct, places = jnp.unique(indices, size=indices.size, fill_value=size, return_inverse=True)
+        p, m, v = (array.at[distinct].get(mode="fill", fill_value=0) for array in (table, mu, nu))
+        gradients = table.at[indices].get(mode="fill", fill_value=0) - targets
+        g = jax.ops.segment_sum(gradients, places, indices.size)
+        count = count + 1
+        t = count.astype(jnp.float32)
+        m, v = m + (g - m) * 0.1, v + (g * g - v) * 0.001
+        alpha = 0.001 * jnp.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        p = p - m * alpha / (jnp.sqrt(v) + 1e-7)
+
+        def put(array: jax.Array, new: jax.Array) -> jax.Array:
+            return array.at[distinct].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+        return put(table, p), put(mu, m), put(nu, v), count
+
+    table = _start(size)
+    return session.jitted(
+        step, (table, jnp.zeros_like(table), jnp.zeros_like(table), jnp.zeros((), jnp.int32)), *batches
+    )
+
+
+def _row_updates(session: Session, size: int, batches: list[Batch]) -> Contender:
+    tx = ok.kadam()
+    apply = _steps.apply(tx)
+
+    def step(state: Any, batch: Batch) -> Any:
+        indices, targets = batch
+        return apply(state, ok.RowUpdates(indices, state[0][indices] - targets))
+
+    return session.jitted(step, _steps.start(tx, _start(size)), *batches)
+
+
+def _gradient(table: jax.Array, batch: Batch) -> jax.Array:
+    indices, targets = batch
+    return jax.grad(lambda table: jnp.sum((table[indices] - targets) ** 2) / 2)(table)
+
+
+def _dense(session: Session, size: int, batches: list[Batch]) -> Contender:
+    tx = optax.adam(1e-3)
+    apply, table = _steps.apply(tx), _start(size)
+    return session.jitted(
+        lambda state, batch: apply(state, _gradient(state[0], batch)), (table, tx.init(table)), *batches
+    )
+
+
+def _keras(session: Session, size: int, batches: list[Batch]) -> Contender | None:
+    if not (keras := session.peer("keras")):
+        return None
+    state, apply = _steps.keras_optimizer(keras, [_start(size)])
+    return session.jitted(lambda state, batch: apply(state, [_gradient(state[0][0], batch)]), state, *batches)
+
+
+def _torch(session: Session, size: int, batches: list[Batch]) -> Contender | None:
+    if not (torch := session.peer("torch")) or not (device := _steps.torch_device(session, torch)):
+        return None
+    table = torch.full((size, WIDTH), 0.1, device=device, requires_grad=True)
+    optimizer = torch.optim.SparseAdam([table])
+    tensors = [[torch.tensor(np.array(array), device=device) for array in batch] for batch in batches]
+    turns = itertools.cycle([(indices.long(), targets) for indices, targets in tensors])
+
+    def advance() -> None:
+        indices, targets = next(turns)
+        gradients = table.detach()[indices] - targets
+        table.grad = torch.sparse_coo_tensor(indices[None], gradients, table.shape, check_invariants=False)
+        optimizer.step()
+        _steps.synchronize(torch, device)
+
+    return session.timed(advance)

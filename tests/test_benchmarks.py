@@ -1,0 +1,181 @@
+"""The benchmarks run and say what they should; what they measure depends on the machine, and is not looked at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import _report
+from benchmarks.__main__ import QUESTIONS, main
+from benchmarks._hlo import work
+from benchmarks._race import Aim, Race, Spread
+from benchmarks._side_by_side import WARM_UP, Contender, Session
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CONTENDERS = {
+    "dense": {"kadam", "optax.adam", "Keras", "limit"},
+    "clipped": {"kadam", "kadam clipnorm", "kadam global_clipnorm", "kadam clipvalue", "optax.adam clipped"},
+    "leaves": {"kadam", "optax.adam", "kadam global_clipnorm", "optax.adam clipped"},
+    "accumulation": {"kadam", "optax.MultiSteps", "limit"},
+    "rows": {"deferred_rows", "lazy Adam", "kadam RowUpdates", "optax.adam", "Keras"},
+    "training": {"forward and backward", "kadam", "optax.adam"},
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_question_is_measured_without_torch(question: str, tmp_path: Path):
+    (tmp_path / "torch.py").write_text("raise ImportError('not installed')")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "benchmarks", question, "--quick", "--out", "figures"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert f"[1/1] {question}: " in result.stderr
+
+    figures = json.loads((tmp_path / "figures" / f"{question}.json").read_text())
+    assert figures["quick"] and figures["date"] and figures["load_before"] and figures["load_after"]
+    assert {"cpu", "cores", "gpu", "python", "jax", "jaxlib", "optax"} <= figures["machine"].keys()
+    assert ("torch is left out: not installed" in figures["notes"]) == (question in ("dense", "rows"))
+    race = figures["races"][0]
+    assert {row["name"] for row in race["rows"]} >= CONTENDERS[question]
+    assert all(row["least"] > 0 for row in race["rows"]) and len(race["rounds"]) >= 3
+    for name in CONTENDERS[question]:
+        assert f"  {name} " in result.stdout
+    for race in figures["races"]:
+        assert race["title"] in result.stdout
+
+    assert (tmp_path / "figures" / f"{question}.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert (tmp_path / "figures" / "summary.png").read_bytes().startswith(PNG_SIGNATURE)
+    summary = (tmp_path / "figures" / "summary.md").read_text()
+    for aim in (aim for race in figures["races"] for aim in race["aims"]):
+        assert f"{aim['case']}: {aim['text']}" in summary and f"| {question} | {aim['what']} |" in summary
+
+
+def test_a_ratio_is_the_median_of_those_within_the_rounds():
+    rounds = [{"ours": 1.0, "theirs": 2.0}, {"ours": 30.0, "theirs": 30.0}, {"ours": 3.0, "theirs": 2.0}, {"ours": 9.0}]
+    race = Race("a case", rounds, ("theirs",))
+    assert race.ratio("ours", "theirs") == Spread(1.0, 0.75, 1.25)
+    assert race.ratio("ours", "another") is None
+    assert race.figures("ours") == [1.0, 30.0, 3.0, 9.0]
+    (ours, theirs) = _report.rows(race)
+    assert (ours["median"], ours["least"]) == (6.0, 1.0) and theirs["spread"] == 14.0 / 2.0
+
+
+def test_each_round_begins_with_another_contender():
+    session, called = Session("", rounds=3), []
+
+    def builder(name: str, seconds: float):
+        return lambda: Contender(lambda: called.append(name) or seconds)
+
+    builders = {"a": builder("a", 1.0), "b": builder("b", 2.0), "missing": lambda: None, "c": builder("c", 3.0)}
+    session.race("a case", builders, ("b", "missing"), (Aim("a", "b", 1.0), Aim("a", "missing", 1.0)))
+    (race,) = session.races
+    assert race.rounds == [{"a": 1.0, "b": 2.0, "c": 3.0}] * 3
+    assert race.references == ("b",) and race.aims == (Aim("a", "b", 1.0),)
+    rounds = ["".join(called[start : start + 3]) for start in range(0, len(called), 3)]
+    assert len(rounds) == WARM_UP + 3 and set(rounds) == {"abc", "bca", "cab"}
+    assert rounds[WARM_UP:] == ["abc", "bca", "cab"]
+
+
+def test_what_does_not_fit_is_left_out():
+    session = Session("")
+    session.race("a case", {"a": lambda: pytest.fail("built")}, (), needs=10**18)
+    assert not session.races
+    assert session.notes[0].startswith("a case: left out, needs 1000000000.0 GB of memory where ")
+
+
+def test_work_is_counted_where_it_is_done():
+    """Kernels of scalars do not count, nor what is inside a kernel; calls and the branch that is taken do."""
+    work_of = work(HLO), work(HLO, branch=1)
+    assert [sum(kernels) for kernels, _, _ in work_of] == [404 + 400 + 800, 404 + 400 + 500]
+    assert [copies for _, copies, _ in work_of] == [1, 0]
+    assert "sqrt" in work_of[1].operations and "sqrt" not in work_of[0].operations
+
+
+HLO = """HloModule jit_step
+
+%fused (p.0: f32[50], p.1: f32[]) -> f32[50] {
+  %p.0 = f32[50]{0} parameter(0)
+  %p.1 = f32[] parameter(1)
+  %b = f32[50]{0} broadcast(%p.1), dimensions={}
+  ROOT %m = f32[50]{0} multiply(%p.0, %b)
+}
+
+%called (p.2: f32[50]) -> f32[50] {
+  %p.2 = f32[50]{0} parameter(0)
+  ROOT %n = f32[50]{0:T(1024)} negate(%p.2), metadata={op_name="jit(step)/neg"}
+}
+
+%collect (p.3: (f32[50], f32[50])) -> (f32[50]) {
+  %p.3 = (f32[50]{0}, f32[50]{0}) parameter(0)
+  %g.0 = f32[50]{0} get-tuple-element(%p.3), index=0
+  %c = f32[50]{0} copy(%g.0)
+  %a.1 = f32[50]{0} abs(%c)
+  ROOT %t.0 = (f32[50]{0}) tuple(%a.1)
+}
+
+%step (p.4: (f32[50], f32[50])) -> (f32[50]) {
+  %p.4 = (f32[50]{0}, f32[50]{0}) parameter(0)
+  %g.1 = f32[50]{0} get-tuple-element(%p.4), index=0
+  %h = bf16[50]{0} convert(%g.1)
+  %s = bf16[50]{0} sqrt(%h)
+  %d = bf16[50]{0} bitcast(%s)
+  ROOT %t.1 = (f32[50]{0}) tuple(%d)
+}
+
+ENTRY %main (x: f32[50], y: f32[], i: s32[]) -> (f32[50]) {
+  %x = f32[50]{0} parameter(0)
+  %y = f32[] parameter(1)
+  %i = s32[] parameter(2)
+  %scalar = f32[] add(%y, %y)
+  %f = f32[50]{0} fusion(%x, %scalar), kind=kLoop, calls=%fused, backend_config={"outer_dimension_partitions":["2"]}
+  %call.1 = f32[50]{0} call(%f), to_apply=%called
+  %both = (f32[50]{0}, /*index=1*/f32[50]{0}) tuple(%f, %call.1)
+  ROOT %if = (f32[50]{0}) conditional(%i, %both, %both), branch_computations={%collect, %step}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dens"], "a question must be one of dense, clipped, leaves, accumulation, rows, training. Received: 'dens'."),
+        (["--rounds", "2"], "--rounds must be >= 3. Received: 2."),
+        (["--rounds", "many"], "argument --rounds: invalid int value: 'many'"),
+        (["--seconds", "0"], "--seconds must be > 0. Received: 0."),
+        (["--out", "file"], "--out must be a folder that can be written: File exists. Received: 'file'."),
+    ],
+)
+def test_bad_input_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as refusal:
+        main(arguments)
+    assert refusal.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_question_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(session: Session) -> None:
+        raise RuntimeError("no luck")
+
+    def succeed(session: Session) -> None:
+        session.race("a case", {"kadam": lambda: Contender(lambda: 1.0)}, ("kadam",))
+
+    monkeypatch.setattr("benchmarks.dense.run", fail)
+    monkeypatch.setattr("benchmarks.clipped.run", succeed)
+    assert main(["dense", "clipped", "--out", str(tmp_path)]) == 1
+    output, error = capsys.readouterr()
+    assert "a case" in output and "no luck" in error and "failed: dense" in error
+    assert json.loads((tmp_path / "clipped.json").read_text())["races"]
