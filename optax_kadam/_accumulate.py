@@ -54,39 +54,46 @@ def accumulate_gradients(
         iterations: jax.Array = extra_args["iterations"]
         _check.same_tree(updates, state.accumulator, "accumulator")
         is_last = iterations % steps == steps - 1
-        accumulator, inner_state = state
+        # Outside the branches, so that the one that only collects hands it through: XLA then adds in place.
+        lowest = -jnp.exp(200.0 + iterations.astype(jnp.float32))  # -infinity, but the compiler does not know.
+        grown = jax.tree.map(lambda a, g: a if g is None else _sum(a, g, lowest), state.accumulator, updates)
 
         def zeros() -> optax.Updates:
-            return jax.tree.map(lambda a, g: None if g is None else jnp.zeros_like(a, _dtype(g)), accumulator, updates)
+            return jax.tree.map(lambda a, g: None if g is None else jnp.zeros_like(a, _dtype(g)), grown, updates)
 
         def step() -> tuple[optax.Updates, AccumulateGradientsState]:
             def mean(a: jax.Array, g: Any) -> jax.Array | None:
                 # Times the reciprocal: so XLA divides by a constant, in eager Keras too.
-                return None if g is None else (_sum(a, g) * (1 / steps)).astype(_dtype(g))
+                return None if g is None else (a.astype(arithmetic_dtype(a)) * (1 / steps)).astype(_dtype(g))
 
             # A branch of its own, as in Keras: next to Adam, XLA would merge the multiplication into it.
-            means = choose(is_last, lambda: jax.tree.map(mean, accumulator, updates), lambda: zeros())
+            means = choose(is_last, lambda: jax.tree.map(mean, grown, updates), lambda: zeros())
             of_inner = extra_args | {"iterations": iterations // steps}
-            new, new_inner_state = inner.update(means, inner_state, params, **of_inner)
-            emptied = jax.tree.map(lambda a, g: a if g is None else jnp.zeros_like(a), accumulator, updates)
-            return new, AccumulateGradientsState(emptied, new_inner_state)
+            new, inner_state = inner.update(means, state.inner_state, params, **of_inner)
+            # Zeros that come after the means: so XLA writes them in the accumulator's place.
+            emptied = jax.tree.map(lambda a, mean: a if mean is None else zeros_like(mean, a.dtype), grown, means)
+            return new, AccumulateGradientsState(emptied, inner_state)
 
         def collect() -> tuple[optax.Updates, AccumulateGradientsState]:
-            grown = jax.tree.map(lambda a, g: a if g is None else _sum(a, g).astype(a.dtype), accumulator, updates)
-            return zeros(), AccumulateGradientsState(grown, inner_state)
+            return zeros(), AccumulateGradientsState(grown, state.inner_state)
 
         return choose(is_last, step, collect)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _sum(accumulator: jax.Array, g: Any) -> jax.Array:
-    dtype = arithmetic_dtype(accumulator, g.values if isinstance(g, RowUpdates) else g)
+def _sum(accumulator: jax.Array, g: Any, lowest: jax.Array) -> jax.Array:
+    """The sum, in the dtype of the accumulator."""
+    values = g.values if isinstance(g, RowUpdates) else g
+    dtype = arithmetic_dtype(accumulator, values)
+    # Nothing is below -infinity. Without it, XLA would merge a multiplication that made the gradient into the sum.
+    wide, values = accumulator.astype(dtype), jnp.maximum(values.astype(dtype), lowest.astype(dtype))
     if isinstance(g, RowUpdates):
         add = lambda table, indices, values: table.at[indices].add(values, mode="drop")  # noqa: E731
-        wide = accumulator.astype(dtype), g.indices, g.values.astype(dtype)
-        return in_auto_axes(add, spec_of(accumulator), *wide)
-    return g.astype(dtype) + accumulator.astype(dtype)
+        grown = in_auto_axes(add, spec_of(accumulator), wide, g.indices, values)
+    else:
+        grown = values + wide
+    return grown.astype(accumulator.dtype)
 
 
 def _dtype(g: Any) -> Any:
