@@ -57,25 +57,27 @@ class _Leaf(NamedTuple):
     nu_max: Any
 
 
-def adam_step(g: jax.Array, m: jax.Array, v: jax.Array, v_max: jax.Array | None, scalars: _Scalars) -> _Leaf:
-    """One step of one array, in Keras's order of operations: reordered, it would round differently."""
-    m = m + (g - m) * scalars.one_minus_beta_1
-    v = v + (g * g - v) * scalars.one_minus_beta_2
-    v_max = v if v_max is None else jnp.maximum(v_max, v)
-    return _Leaf((m * scalars.alpha) / (jnp.sqrt(v_max) + scalars.epsilon), m, v, v_max)
+def adam_moments(g: jax.Array, m: jax.Array, v: jax.Array, scalars: _Scalars) -> tuple[jax.Array, jax.Array]:
+    """The next moments of one array, in Keras's order of operations: reordered, they would round differently."""
+    return m + (g - m) * scalars.one_minus_beta_1, v + (g * g - v) * scalars.one_minus_beta_2
 
 
-def rows_step(
-    indices: jax.Array, rows: jax.Array, m: jax.Array, v: jax.Array, v_max: jax.Array | None, scalars: _Scalars
-) -> _Leaf:
-    """One step of a table whose gradient is `rows` at `indices`, each once, and zero elsewhere."""
-    idle = adam_step(jnp.zeros((), m.dtype), m, v, v_max, scalars)
-
-    def at_rows(table: jax.Array) -> jax.Array:
-        return table.at[indices].get(mode="clip")
-
-    touched = adam_step(rows, at_rows(m), at_rows(v), None if v_max is None else at_rows(v_max), scalars)
+def moments_of_rows(
+    indices: jax.Array, rows: jax.Array, m: jax.Array, v: jax.Array, scalars: _Scalars
+) -> tuple[jax.Array, jax.Array]:
+    """Those of a table whose gradient is `rows` at `indices`, each once, and zero elsewhere."""
+    touched = adam_moments(rows, m.at[indices].get(mode="clip"), v.at[indices].get(mode="clip"), scalars)
+    # Zero, but the compiler does not know: so the rows are read before the tables are written, which needs no copy.
+    zero = sum(jnp.any(jnp.isnan(x) & jnp.isfinite(x), axis=0, keepdims=True).astype(x.dtype) for x in touched)
+    idle = adam_moments(jnp.asarray(zero), m, v, scalars)
     return jax.tree.map(lambda all_rows, some: all_rows.at[indices].set(some, mode="drop"), idle, touched)
+
+
+def adam_step(m: jax.Array, v: jax.Array, v_max: jax.Array | None, scalars: _Scalars) -> _Leaf:
+    """The step of one array from its next moments, likewise."""
+    # abs of what is never negative: XLA's CPU compiler makes a slower kernel of a maximum alone.
+    v_max = v if v_max is None else jnp.maximum(v_max, jnp.abs(v))
+    return _Leaf((m * scalars.alpha) / (jnp.sqrt(v_max) + scalars.epsilon), m, v, v_max)
 
 
 def scale_by_kadam(
@@ -191,12 +193,12 @@ def scale_by_kadam(
             dtype = arithmetic_dtype(values, m, v)
             if dtype not in scalars:
                 scalars[dtype] = scalars_of(*betas, count, learning_rate, dtype)
-            wide_max = None if v_max is None else v_max.astype(dtype)
-            wide = values.astype(dtype), m.astype(dtype), v.astype(dtype), wide_max
+            wide = values.astype(dtype), m.astype(dtype), v.astype(dtype)
             if values is g:
-                leaf = adam_step(*wide, scalars[dtype])
+                mu, nu = adam_moments(*wide, scalars[dtype])
             else:
-                leaf = in_auto_axes(rows_step, spec_of(m), g.indices, *wide, scalars[dtype])
+                mu, nu = in_auto_axes(moments_of_rows, (spec_of(m),) * 2, g.indices, *wide, scalars[dtype])
+            leaf = adam_step(mu, nu, None if v_max is None else v_max.astype(dtype), scalars[dtype])
             g = values
             step = leaf.step if learning_rate is None else -leaf.step
             new_max = None if v_max is None else leaf.nu_max.astype(v_max.dtype)

@@ -1,5 +1,6 @@
 """What XLA makes of a step on a CPU: kernels and the bytes they move, which do not depend on the machine's load."""
 
+import re
 from functools import cache
 
 import jax
@@ -89,9 +90,28 @@ def test_no_more_kernels_and_bytes_than_optax(algorithm: str, ours: str, theirs:
 def test_a_call_that_accumulates_computes_nothing_of_adam():
     collecting, stepping, peer = of("accumulation"), of("accumulation", branch=1), of("optax.MultiSteps")
     assert "add" in collecting.operations
-    assert not collecting.operations & {"sqrt", "divide", "multiply", "maximum"}
+    assert not collecting.operations & {"sqrt", "divide", "multiply"}
     assert {"sqrt", "divide"} <= stepping.operations and {"sqrt", "divide"} <= peer.operations
-    assert (
-        collecting.bytes <= 10 * ARRAY
-    )  # 3 are needed, 4 with the updates; JAX wants these and the sum of parameters.
-    assert collecting.bytes < peer.bytes / 2
+    # 3 are needed, and 4 to write zero updates and add them to the parameters, as optax has it. XLA writes the zeros of
+    # one shape once, and copies them for the other leaves.
+    assert collecting.bytes <= (7 + (LEAVES - 1) / LEAVES) * ARRAY * 1.001 and collecting.copies == LEAVES - 1
+    assert stepping.bytes <= 19 * ARRAY * 1.001 and stepping.copies == 0
+    assert collecting.bytes < peer.bytes / 3
+
+
+@pytest.mark.parametrize(("amsgrad", "arrays"), [(False, 8), (True, 11)])
+def test_a_gradient_of_rows_costs_one_pass_over_the_table(amsgrad: bool, arrays: int):
+    tx, table = ok.kadam(amsgrad=amsgrad), jax.ShapeDtypeStruct((ELEMENTS, 8), jnp.float32)
+    rows = ok.RowUpdates(jnp.arange(16), jnp.ones((16, 8)))
+
+    def step(table, state, rows):
+        updates, state = tx.update(rows, state, table)
+        return optax.apply_updates(table, updates), state
+
+    state = jax.eval_shape(tx.init, table)
+    text = jax.jit(step, donate_argnums=(0, 1)).lower(table, state, rows).compile().as_text() or ""
+    size = 4 * ELEMENTS * 8
+    whole = [kernel for kernel in work(text).kernels if kernel > size / 2]
+    # Two look-ups and two scatters touch 16 rows alone, but are counted as if they went over the table.
+    assert sum(whole) <= (arrays + 2 + 2 * 2) * size * 1.001
+    assert not re.search(rf"\[{ELEMENTS},8\]\S* copy\(", text)

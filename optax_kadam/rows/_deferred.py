@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_kadam import _check
-from optax_kadam._adam import _Scalars, adam_step
+from optax_kadam._adam import _Scalars, adam_moments, adam_step
 from optax_kadam._hyperparameter import Hyperparameter, at_step, takes_no_argument
 from optax_kadam._sharding import in_auto_axes, spec_of, spec_of_rows, zeros_like
 from optax_kadam.rows._catch_up import Missed, Moments, Window, catch_up, no_steps, record_step, window_of
@@ -203,7 +203,8 @@ def deferred_rows(
         change, moments = caught_up(table, rows)
         if decay is not None:
             change = change - (rows.values + change) * decay * rate
-        leaf = adam_step(gradients, *moments, scalars)
+        mu, nu = adam_moments(gradients, moments.mu, moments.nu, scalars)
+        leaf = adam_step(mu, nu, moments.nu_max, scalars)
         moments = Moments(leaf.mu, leaf.nu, leaf.nu_max if amsgrad else None)
         last_visit = _after(rows.last_visit, gradients, iterations)
         table = _scatter(table, indices, _Rows(rows.values + (change - leaf.step), moments, last_visit))
