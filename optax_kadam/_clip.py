@@ -7,10 +7,12 @@ Source: `BaseOptimizer._clip_gradients` in `keras/src/optimizers/base_optimizer.
 `tensorflow/python/ops/clip_ops.py` for the two older generations.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -120,7 +122,7 @@ def clip_by_global_norm(
         dtype = arithmetic_dtype(*leaves)
         wide = [g.astype(dtype) for g in leaves]
         squares = sum_over_shards([jnp.sum(jnp.square(g)) for g in wide], names)
-        scale = _global_scale(limit, jnp.sqrt(jnp.sum(jnp.stack(squares))), float32_reciprocal)
+        scale = _global_scale(limit, jnp.sqrt(_sum(squares)), float32_reciprocal)
         return map_values(lambda g: (g.astype(dtype) * scale).astype(g.dtype), updates)
 
     return _stateless(clip_all)
@@ -172,7 +174,7 @@ def clip_by_norms(
 
         norms = [_root(squares) for squares in sum_over_shards([sum_of_squares(g) for g in leaves], names)]
         squares = [jnp.sum(jnp.square(clipped_norm(norm).astype(dtype))) for norm in norms]
-        scale = _global_scale(global_limit, jnp.sqrt(jnp.sum(jnp.stack(squares))))
+        scale = _global_scale(global_limit, jnp.sqrt(_sum(squares)))
 
         def clip(g: jax.Array, norm: jax.Array) -> jax.Array:
             return (_scaled_to(limit, g, norm).astype(dtype) * scale).astype(g.dtype)
@@ -182,12 +184,28 @@ def clip_by_norms(
     return _stateless(clip_both)
 
 
+_AT_A_TIME = 200
 _NO_CLIP = "Use None for no clipping."
 
 
 def _root(squares: jax.Array) -> jax.Array:
     """The norm, from the sum of squares, as Keras guards it against the gradient of the root at 0."""
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares))), squares)
+
+
+def _sum(squares: list[jax.Array]) -> jax.Array:
+    """`jnp.sum(jnp.stack(squares))`.
+
+    XLA merges it with all that it adds up, one after the other, in a time that grows with the square of their number.
+    So of very many it gets some at a time, to be added up in the same order.
+    """
+    if len(squares) <= _AT_A_TIME or not isinstance(squares[0], jax.core.Tracer):
+        return jnp.sum(jnp.stack(squares))
+    collected = jnp.zeros(len(squares), squares[0].dtype)
+    for start in range(0, len(squares), _AT_A_TIME):
+        some = jnp.stack(squares[start : start + _AT_A_TIME])
+        collected = jax.lax.dynamic_update_slice(collected, some, (start,))
+    return functools.reduce(jnp.add, list(collected))
 
 
 def _scaled_to(limit: float | jax.Array, g: jax.Array, norm: jax.Array) -> jax.Array:

@@ -63,3 +63,21 @@ def test_refused():
         ValueError, match="`global_clipnorm` must be a finite number > 0. Received: global_clipnorm=0.0."
     ):
         ok.clip_by_norms(1.0, 0.0)
+
+
+@pytest.mark.parametrize("count", [3, 450])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_global_norm_of_many_gradients_is_summed_up_as_keras_does(count, jit):
+    random = np.random.default_rng(0)
+    gradients = [jnp.asarray(random.normal(size=(3, 5)), jnp.float32) for _ in range(count)]
+
+    def keras(gradients):  # `clip_by_global_norm` in keras/src/optimizers/base_optimizer.py (Keras 3.15).
+        norm = jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(g)) for g in gradients])))
+        scale = 0.7 * jnp.minimum(1.0 / norm, 1.0 / 0.7) + (norm - norm)
+        return [g * scale for g in gradients]
+
+    def ours(gradients):
+        return ok.clip_by_global_norm(0.7).update(gradients, optax.EmptyState())[0]
+
+    expected, found = (jax.jit(f)(gradients) if jit else f(gradients) for f in (keras, ours))
+    assert all(jax.tree.map(np.array_equal, found, expected))
