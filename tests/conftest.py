@@ -3,8 +3,10 @@
 import importlib.util
 import os
 
-if importlib.util.find_spec("libtpu"):
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # It is there to compile with; a TPU that is not there is not sought.
+if importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_cuda13_plugin"):
+    # They are there to compile with: a TPU or GPU is not sought, nor the GPU's driver.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
