@@ -19,11 +19,11 @@ from benchmarks import _plots, _report
 from benchmarks._side_by_side import LEAST_ROUNDS, Session
 
 QUESTIONS = {
+    "rows": "a few rows of a large table",  # First, for it needs most memory, and what is freed does not all come back.
     "dense": "a step of Adam and of AMSGrad, against the peers and the memory's own limit",
     "clipped": "what each clip adds to a step",
     "leaves": "many small leaves: the compilation, its memory, and the step",
     "accumulation": "a call that accumulates a gradient",
-    "rows": "a few rows of a large table",
     "training": "the share of the optimizer in a training step",
 }
 

@@ -1,7 +1,8 @@
-"""Contenders side by side: rounds in which each takes its turn, each round beginning with another one."""
+"""Contenders side by side: rounds in which each takes its turn, in an order that is drawn for each round."""
 
 import importlib
 import itertools
+import random
 import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -84,17 +85,18 @@ class Session:
         return rounds, {name: contender.work for name, contender in contenders.items() if contender.work}
 
     def _rounds(self, contenders: dict[str, Contender], doing: Callable[[str], None]) -> list[Round]:
-        order, rounds, started = list(contenders), [], 0.0
+        # Drawn, for a step suffers from what came before it: threads that still spin, and caches.
+        draw, rounds, started = random.Random(0), [], 0.0
         for number in range(-WARM_UP, self.rounds):
             if number == 0:
                 started = time.perf_counter()
             elif number >= LEAST_ROUNDS and time.perf_counter() - started > self.seconds:
                 break
             doing("warming up" if number < 0 else "measuring")
-            first = number % len(order)
-            measured = {name: contenders[name].measure() for name in order[first:] + order[:first]}
+            order = draw.sample(list(contenders), len(contenders))
+            measured = {name: contenders[name].measure() for name in order}
             if number >= 0:
-                rounds.append({name: measured[name] for name in order})
+                rounds.append({name: measured[name] for name in contenders})
         return rounds
 
     def note(self, text: str) -> None:

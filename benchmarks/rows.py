@@ -53,7 +53,7 @@ def _peers(*, fast: bool) -> dict[str, tuple[Any, int]]:
     """Return each with how many arrays of the table's size it holds, the gradient and what XLA puts aside included."""
     if fast:
         return {"lazy Adam": (_lazy, 3), "torch SparseAdam": (_torch, 3)}
-    return {"kadam RowUpdates": (_row_updates, 8), "optax.adam": (_dense, 4), "Keras": (_keras, 4)}
+    return {"kadam RowUpdates": (_row_updates, 4), "optax.adam": (_dense, 4), "Keras": (_keras, 4)}
 
 
 def _beside(

@@ -75,8 +75,8 @@ def moments_of_rows(
 
 def adam_step(m: jax.Array, v: jax.Array, v_max: jax.Array | None, scalars: _Scalars) -> _Leaf:
     """The step of one array from its next moments, likewise."""
-    # abs of what is never negative: XLA's CPU compiler makes a slower kernel of a maximum alone.
-    v_max = v if v_max is None else jnp.maximum(v_max, jnp.abs(v))
+    # v is never negative; but of a maximum without a constant, XLA's CPU compiler makes a slower kernel.
+    v_max = v if v_max is None else jnp.maximum(v_max, jnp.maximum(v, 0.0))
     return _Leaf((m * scalars.alpha) / (jnp.sqrt(v_max) + scalars.epsilon), m, v, v_max)
 
 

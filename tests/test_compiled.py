@@ -79,6 +79,14 @@ def test_a_step_has_few_kernels_and_copies_nothing(name: str, kernels: int, arra
     assert step.bytes >= ideal * ARRAY, "fewer bytes than a step must move: the count is wrong"
 
 
+def test_every_kernel_has_a_scalar_in_it():
+    """Without one, XLA's CPU compiler takes another emitter, which passes what it reads through the stack."""
+    kernels = [
+        text for text in re.split(r"\n\n", compiled("amsgrad")) if re.search(rf"\[{ELEMENTS}\]\S* maximum\(", text)
+    ]
+    assert len(kernels) == LEAVES and all(" broadcast(" in kernel for kernel in kernels)
+
+
 @pytest.mark.parametrize("algorithm", ["adam", "amsgrad"])
 @pytest.mark.parametrize(("ours", "theirs"), [("", ""), (" clipnorm", " clipped"), (" global_clipnorm", " clipped")])
 def test_no_more_kernels_and_bytes_than_optax(algorithm: str, ours: str, theirs: str):
