@@ -2,7 +2,7 @@
 
 Each contender is compiled in a process of its own, which says how long that took, by the clock and by the processors'
 time, and by how much its largest resident set grew. Ours and optax's compile at the same time; then the processes take
-turns at stepping.
+turns at stepping. The limit is a program that hands all arrays back, and computes nothing.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import optax_kadam as ok
 from benchmarks import _hlo, _memory, _steps
 from benchmarks._race import Aim, Race
 from benchmarks._side_by_side import Contender, Session
-from benchmarks.dense import ADAM
+from benchmarks.dense import ADAM, LIMIT
 
 ELEMENTS = 1000
 PAIRS = ("kadam", "optax.adam"), ("kadam global_clipnorm", "optax.adam clipped")
@@ -45,18 +45,20 @@ def run(session: Session) -> None:
     for count in counts:
         aims = tuple(Aim(*pair, 1.0) for pair in PAIRS if count == counts[-1])
         with contextlib.ExitStack() as stack:
-            workers = {name: _Worker(name, count, session.quick, stack) for name in itertools.chain(*PAIRS)}
+            groups = *PAIRS, (LIMIT,)
+            workers = {name: _Worker(name, count, session.quick, stack) for name in itertools.chain(*groups)}
             builders = {
-                name: partial(workers[name].contender, [workers[other] for other in pair])
-                for pair in PAIRS
-                for name in pair
+                name: partial(workers[name].contender, [workers[other] for other in group])
+                for group in groups
+                for name in group
             }
             rounds, work = session.measure(f"{count:,} leaves", builders)
         moves = ADAM * 4 * ELEMENTS * count
         title = f"{count:,} leaves: a step"
-        session.keep(Race(title, rounds, references, aims, size=count, moves=moves, work=work))
+        limit = (Aim("kadam", LIMIT),) if aims else ()
+        session.keep(Race(title, rounds, (*references, LIMIT), aims + limit, size=count, moves=moves, work=work))
         for what, unit in UNITS.items():
-            figures = {name: worker.report[what] for name, worker in workers.items()}
+            figures = {name: workers[name].report[what] for name in itertools.chain(*PAIRS)}
             session.keep(Race(f"{count:,} leaves: {what}", [figures], references, aims, unit, size=count))
 
 
@@ -100,19 +102,20 @@ class _Worker:
 def _serve(name: str, count: int, quick: bool) -> None:
     """Compile the step of a contender, say what it took, and measure steps as often as a line is read."""
     gradients = {f"leaf{index}": jnp.full(ELEMENTS, 0.01) for index in range(count)}
-    tx = txs()[name]
+    tx = txs().get(name, optax.adam(1e-3))
+    step = (lambda state, gradients: state) if name == LIMIT else _steps.apply(tx)
     state = jax.block_until_ready(_steps.start(tx, gradients))
     before, started, processors = _memory.peak(), time.perf_counter(), time.process_time()
-    step = jax.jit(_steps.apply(tx), donate_argnums=0).lower(state, gradients).compile()
+    compiled = jax.jit(step, donate_argnums=0, keep_unused=True).lower(state, gradients).compile()
     figures = time.perf_counter() - started, time.process_time() - processors, _memory.peak() - before
-    kernels, copies, operations = _hlo.work(step.as_text() or "")
+    kernels, copies, operations = _hlo.work(compiled.as_text() or "")
     print(
         json.dumps({**dict(zip(UNITS, figures, strict=True)), "work": [kernels, copies, list(operations)]}), flush=True
     )
 
     def advance() -> None:
         nonlocal state
-        state = jax.block_until_ready(step(state, gradients))
+        state = jax.block_until_ready(compiled(state, gradients))
 
     contender = Session("", quick=quick).timed(advance)
     for _ in sys.stdin:

@@ -18,7 +18,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CONTENDERS = {
     "dense": {"kadam", "optax.adam", "Keras", "limit"},
     "clipped": {"kadam", "kadam clipnorm", "kadam global_clipnorm", "kadam clipvalue", "optax.adam clipped"},
-    "leaves": {"kadam", "optax.adam", "kadam global_clipnorm", "optax.adam clipped"},
+    "leaves": {"kadam", "optax.adam", "kadam global_clipnorm", "optax.adam clipped", "limit"},
     "accumulation": {"kadam", "optax.MultiSteps", "limit"},
     "rows": {"deferred_rows", "lazy Adam", "kadam RowUpdates", "optax.adam", "Keras"},
     "training": {"forward and backward", "kadam", "optax.adam"},
