@@ -31,7 +31,7 @@ QUESTIONS = {
 def main(arguments: list[str] | None = None) -> int:
     """Measure, and return the exit status."""
     given = _parse(arguments)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     sessions, failed = {}, []
     for number, question in enumerate(given.questions, 1):
         label = f"[{number}/{len(given.questions)}] {question}"
