@@ -67,9 +67,9 @@ def moments_of_rows(
 ) -> tuple[jax.Array, jax.Array]:
     """Those of a table whose gradient is `rows` at `indices`, each once, and zero elsewhere."""
     touched = adam_moments(rows, m.at[indices].get(mode="clip"), v.at[indices].get(mode="clip"), scalars)
-    # Zero, but the compiler does not know: so the rows are read before the tables are written, which needs no copy.
-    zero = sum(jnp.any(jnp.isnan(x) & jnp.isfinite(x), axis=0, keepdims=True).astype(x.dtype) for x in touched)
-    idle = adam_moments(jnp.asarray(zero), m, v, scalars)
+    # 0, as half of 0 or of 1 rounded down; but who computes it has read the rows, so the tables are written in place.
+    lost = jnp.any(jnp.isnan(touched[0]) | jnp.isnan(touched[1]), axis=0, keepdims=True)
+    idle = adam_moments(jnp.floor(lost.astype(m.dtype) / 2), m, v, scalars)
     return jax.tree.map(lambda all_rows, some: all_rows.at[indices].set(some, mode="drop"), idle, touched)
 
 
