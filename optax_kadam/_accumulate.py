@@ -1,8 +1,8 @@
 """Gradient accumulation: one step of what is inside for every k calls, on the mean of their gradients.
 
-At the other calls the accumulator grows by the gradient and nothing inside is evaluated; `optax.MultiSteps` does so
-every time. As in Keras, the accumulator is a sum, divided at the end of the window and set to zero then, whatever it
-held: a NaN does not outlive its window.
+At the other calls the accumulator grows by the gradient and nothing inside is evaluated, unless XLA makes selections of
+the two branches, as it does on GPUs; `optax.MultiSteps` evaluates it every time. As in Keras, the accumulator is a sum,
+divided at the end of the window and set to zero then, whatever it held: a NaN does not outlive its window.
 
 Source: `JaxOptimizer._backend_apply_gradients` in `keras/src/backend/jax/optimizer.py` (Keras 3.15).
 """

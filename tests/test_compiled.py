@@ -79,7 +79,7 @@ def test_a_step_has_few_kernels_and_copies_nothing(name: str, kernels: int, arra
     assert step.bytes >= ideal * ARRAY, "fewer bytes than a step must move: the count is wrong"
 
 
-def test_every_kernel_has_a_scalar_in_it():
+def test_the_maximum_is_in_a_kernel_with_a_scalar():
     """Without one, XLA's CPU compiler takes another emitter, which passes what it reads through the stack."""
     kernels = [
         text for text in re.split(r"\n\n", compiled("amsgrad")) if re.search(rf"\[{ELEMENTS}\]\S* maximum\(", text)

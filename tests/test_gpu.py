@@ -35,7 +35,7 @@ platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3" dnn_versio
 """
 LEAVES, ELEMENTS = 3, 2**22
 ARRAY = 4 * ELEMENTS * LEAVES  # The bytes of all leaves.
-# How many kernels go over each leaf, and how many arrays they read and write: the least that can be.
+# How many kernels go over each leaf, and how many arrays they read and write: the least, but for accumulation.
 STEPS = {
     "adam": (lambda: ok.kadam(), 1, 7),
     "amsgrad": (lambda: ok.kadam(amsgrad=True), 1, 9),
