@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import jax
 
 from optax_kadam._kadam import kadam
-from optax_kadam.keras_files._optimizer_config import parse
+from optax_kadam.config._parse import parse
 
 # The arguments of `kadam` that have a flag, which takes its name and its default from there.
 _HYPERPARAMETERS = {
@@ -104,7 +104,7 @@ def _run_demo(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     try:
-        from optax_kadam import _demo
+        from optax_kadam.commands import _demo
     except ImportError as error:
         parser.error(f"{error}. Install what the demo needs: pip install -e '.[demo]'")
     _demo.run(hyperparameters, arguments.epochs, arguments.batch_size, arguments.seed, arguments.out)
@@ -117,7 +117,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_inspect(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    from optax_kadam.keras_files import _inspect
+    from optax_kadam.commands import _inspect
 
     with _refusing(parser):
         text = _inspect.describe(arguments.file, arguments.config)
@@ -153,7 +153,7 @@ def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     if len(rename) < len(arguments.rename):
         parser.error("argument --rename: must name each part of Keras's paths once.")
     try:
-        from optax_kadam.keras_files import _convert
+        from optax_kadam.commands import _convert
     except ImportError as error:
         parser.error(f"{error}. Install what convert needs: pip install -e '.[convert]'")
     jax.config.update("jax_platforms", "cpu")  # An accelerator may be too small for it, or another program's.

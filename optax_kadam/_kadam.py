@@ -6,15 +6,15 @@ import jax
 import optax
 
 from optax_kadam import _check
-from optax_kadam._accumulate import accumulate_gradients
-from optax_kadam._adam import scale_by_kadam
-from optax_kadam._clip import clip_by_global_norm, clip_by_norm, clip_by_value
-from optax_kadam._ema import average_params
+from optax_kadam._gradients import accept_rows
 from optax_kadam._hyperparameter import Hyperparameter
-from optax_kadam._learning_rate import with_learning_rate
-from optax_kadam._loss_scale import unscale
-from optax_kadam._weight_decay import decay_weights
-from optax_kadam.rows._row_updates import accept_rows
+from optax_kadam.stages._accumulate import accumulate_gradients
+from optax_kadam.stages._adam import scale_by_kadam
+from optax_kadam.stages._clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from optax_kadam.stages._ema import average_params
+from optax_kadam.stages._learning_rate import with_learning_rate
+from optax_kadam.stages._loss_scale import unscale
+from optax_kadam.stages._weight_decay import decay_weights
 
 Number = float | jax.Array
 

@@ -1,6 +1,6 @@
 """What XLA makes of a step for an H100, compiled ahead of time on a machine that has none.
 
-`pytest -m gpu` runs these tests, with the extra gpu-check; `python tests/test_gpu.py` prints what they count. The
+`pytest -m gpu` runs these tests, with the extra gpu-check; `python -m tests.test_gpu` prints what they count. The
 compiler is told of a GPU what decides how it fuses, in the form of XLA's `GpuTargetConfigProto`.
 """
 

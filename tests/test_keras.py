@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import share, ulp
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import optax_kadam as ok
+
+from .helpers import share, ulp
 
 keras = pytest.importorskip("keras")
 

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from golden.record import record
-from helpers import CASES, INPUTS, MANIFEST, SLOTS, build, flatten, golden, replay, share, split, ulp
+
+from .golden.record import record
+from .helpers import CASES, INPUTS, MANIFEST, SLOTS, build, flatten, golden, replay, share, split, ulp
 
 # Where 0 ULP cannot be reached: (case, runner), the largest distance measured, as a share of the movement of the
 # parameters and of the largest entry of a moment, and the reason. All else is equal to the bit.

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import CASES, INPUTS, build, flatten, golden, gradients, replay, share, split, ulp
 
 import optax_kadam as ok
+
+from .helpers import CASES, INPUTS, build, flatten, golden, gradients, replay, share, split, ulp
 
 LOW = [case["id"] for case in CASES.values() if case["dtype"] in ("float16", "bfloat16")]
 

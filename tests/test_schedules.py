@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GOLDEN, golden, ulp
 
 import optax_kadam as ok
+
+from .helpers import GOLDEN, golden, ulp
 
 GRID = json.loads((GOLDEN / "schedules.json").read_text())["k3j"]
 RECORDED = golden("schedules")

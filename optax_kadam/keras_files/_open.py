@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optax_kadam.keras_files._archive import WEIGHTS, Archive, open_archive, parse_json, read_shards
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._graphs import graph_contents
-from optax_kadam.keras_files._hdf5 import SIGNATURE, read_hdf5
-from optax_kadam.keras_files._named import named_contents
-from optax_kadam.keras_files._numbered import numbered_contents
-from optax_kadam.keras_files._saved_model import optimizer_config
-from optax_kadam.keras_files._tf_checkpoint import read_checkpoint
+from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive, open_archive, parse_json, read_shards
+from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
+from optax_kadam.keras_files.containers._tf_checkpoint import read_checkpoint
+from optax_kadam.keras_files.layouts._graphs import graph_contents
+from optax_kadam.keras_files.layouts._named import named_contents
+from optax_kadam.keras_files.layouts._numbered import numbered_contents
+from optax_kadam.keras_files.layouts._saved_model import optimizer_config
 
 # What a damaged file makes a reader raise, on the way to what only a look at the whole could tell.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, MemoryError, OSError)

@@ -10,10 +10,10 @@ import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
+from optax_kadam.config._config import OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._open import opened
-from optax_kadam.keras_files.config import OptimizerConfig, parse
 
 Arrays = dict[str, np.ndarray]
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from helpers import share
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ..helpers import share
 
 P = PartitionSpec
 

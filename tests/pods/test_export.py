@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from pods.meshes import step_of, tree
 
 import optax_kadam as ok
+
+from .meshes import step_of, tree
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TX = ok.kadam(0.01, amsgrad=True, clipnorm=0.5, weight_decay=0.1)

@@ -1,7 +1,7 @@
 """Two processes with four devices each train one model over `jax.distributed`; one is lost, and they start again."""
 
-from processes import assert_near, assert_same, running, two_processes
-from train import local, mesh_of, train
+from .processes import assert_near, assert_same, running, two_processes
+from .train import local, mesh_of, train
 
 
 def test_two_processes_agree_and_are_one(tmp_path):

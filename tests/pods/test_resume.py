@@ -5,11 +5,12 @@ import shutil
 import time
 
 import pytest
-import train
-from processes import Run, assert_near, assert_same, running
-from train import mesh_of
 
 import optax_kadam as ok
+
+from . import train
+from .processes import Run, assert_near, assert_same, running
+from .train import mesh_of
 
 
 def kill_while_writing(run, directory, after):

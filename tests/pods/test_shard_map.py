@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 from jax.sharding import AxisType
-from pods.meshes import MESHES, P, collectives, furthest, mesh_of, step_of, train, tree
 
 import optax_kadam as ok
+
+from .meshes import MESHES, P, collectives, furthest, mesh_of, step_of, train, tree
 
 FEATURES = {
     "plain": lambda names: ok.kadam(0.01, amsgrad=True),

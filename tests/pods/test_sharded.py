@@ -6,9 +6,10 @@ import jax
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
-from pods.meshes import MESHES, SUMS, P, collectives, furthest, mesh_of, shardings_of, step_of, train, tree
 
 import optax_kadam as ok
+
+from .meshes import MESHES, SUMS, P, collectives, furthest, mesh_of, shardings_of, step_of, train, tree
 
 FEATURES = {
     "plain": lambda: ok.kadam(0.01),

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
-from pods.meshes import P, collectives, furthest, mesh_of, train
 
 import optax_kadam as ok
+
+from .meshes import P, collectives, furthest, mesh_of, train
 
 FEATURES = {
     "amsgrad": lambda: ok.kadam(0.01, amsgrad=True, clipvalue=0.1),

@@ -1,7 +1,7 @@
 """The step of a sharded training, compiled by the real TPU compiler for slices that this machine does not have.
 
 `libtpu` compiles ahead of time; what it made is inspected, not run: no buffer is copied, no collective or pass over
-memory is more than the algorithm needs. `pytest -m tpu` runs these tests; `python tests/pods/test_tpu.py` prints what
+memory is more than the algorithm needs. `pytest -m tpu` runs these tests; `python -m tests.pods.test_tpu` prints what
 they measure, as a table.
 """
 
@@ -12,7 +12,6 @@ import os
 import time
 from typing import NamedTuple
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
+
+from . import hlo
 
 pytestmark = pytest.mark.tpu
 

@@ -7,9 +7,10 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
-from pods.meshes import P, collectives, furthest, mesh_of, shardings_of, train, tree
 
 import optax_kadam as ok
+
+from .meshes import P, collectives, furthest, mesh_of, shardings_of, train, tree
 
 KEPT = {"in": True, "out": True, "bias": False}
 TRANSFORMATIONS = {

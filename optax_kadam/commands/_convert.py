@@ -1,0 +1,151 @@
+"""`python -m optax_kadam convert`: a training of Keras's as an Orbax checkpoint in Flax's words.
+
+The checkpoint is a tree `{"params": ..., "opt_state": ..., "non_trainable": ...}` of numpy arrays, which bind it to no
+device: `params` and `non_trainable` are nested dicts, `opt_state` is what `KerasTraining.restore` gives for `params`.
+Its custom metadata are `{"generation": ..., "optimizer": ...}`, of which the latter is for `from_config`. So
+
+    checkpointer = orbax.checkpoint.StandardCheckpointer()
+    tx = optax_kadam.from_config(checkpointer.metadata(out).custom_metadata["optimizer"])
+    target = {"params": params, "opt_state": tx.init(params), "non_trainable": batch_stats}
+    training = checkpointer.restore(out, target)
+
+restores it for a model with the same names, where `params` is `variables["params"]` of Flax Linen or
+`nnx.to_pure_dict(nnx.state(model, nnx.Param))` of NNX, and `batch_stats` likewise, `{}` where there are none.
+"""
+
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from optax_kadam.commands._progress import all_stored, size, watched
+from optax_kadam.keras_files import _match
+from optax_kadam.keras_files._training import KerasTraining, opened, read
+
+
+def convert(path: pathlib.Path, out: pathlib.Path, config: Mapping[str, Any] | None, rename: Mapping[str, str]) -> str:
+    """Write the training in the file at `path` to the Orbax checkpoint `out`, whole or not at all.
+
+    Args:
+      path: as in `load_keras`.
+      out: a folder that does not exist, in one that does.
+      config: as in `load_keras`.
+      rename: from parts of Keras's paths to what they are called in the checkpoint, as in `KerasTraining.restore`.
+
+    Returns:
+      A line that says what was written.
+
+    Raises:
+      ValueError: if `out` exists, if `rename` does not fit, and as `load_keras` and `KerasTraining.restore`.
+      OSError, ImportError: as `load_keras`, and where `out` cannot be written.
+    """
+    out = out.absolute()  # Orbax takes no other path.
+    _check_free(out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kadam-") as folder:
+        with opened(path, config) as contents, watched(contents) as contents:
+            _check_room(out.parent, sum(map(size, all_stored(contents))))
+            training = read(contents)
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = {"generation": training.generation, "optimizer": training.config}
+            checkpointer.save(pathlib.Path(folder) / "whole", _tree(training, rename), custom_metadata=metadata)
+            checkpointer.wait_until_finished()
+        _check_free(out)
+        os.rename(pathlib.Path(folder) / "whole", out)
+    trained = len(training.mu or ())
+    return (
+        f"Wrote {out}: {trained} trainable variables, {len(training.variables) - trained} others, and the optimizer's "
+        f"state after {training.iterations} steps."
+        + ("" if training.config else " The file holds no optimizer configuration: hand it over with --config.")
+    )
+
+
+def _check_free(out: pathlib.Path) -> None:
+    if os.path.lexists(out):
+        raise ValueError(f"`OUT` must not exist. Received: {str(out)!r}. Remove it, or name another.")
+    if not out.parent.is_dir():
+        raise ValueError(f"`OUT` must be in a folder that exists. Received: {str(out)!r}. Make {str(out.parent)!r}.")
+
+
+def _check_room(folder: pathlib.Path, needed: int) -> None:
+    """Refuse a full disk beforehand: when it happens, Orbax fills the screen."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"There must be room for the checkpoint. Received: {free:,} bytes free in {str(folder)!r}, "
+            f"where it takes {needed:,}. Name a folder on another disk."
+        )
+
+
+def _tree(training: KerasTraining, rename: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the checkpoint holds."""
+    here = flax_paths(training.variables, rename)
+    trainable = training.mu or {}
+    like = {here[path]: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for path, mu in trainable.items()}
+    others = {here[path]: array for path, array in training.variables.items() if path not in trainable}
+    # JAX has arrays of 64 bits only where it is told so.
+    with jax.enable_x64(any(leaf.dtype.itemsize == 8 for leaf in like.values())):
+        params, opt_state = training.restore(_nested(like), rename=here.get)
+        arrays = jax.tree.map(np.asarray, {"params": params, "opt_state": opt_state})
+    return arrays | {"non_trainable": _nested(others)}
+
+
+def flax_paths(variables: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
+    """Return by Keras's paths those of the checkpoint: renamed, without the name of the model, in Flax's words.
+
+    A first part that all paths share is taken for the name of the model, unless no variable would be left in a layer,
+    or `rename` mentions it.
+    """
+    paths = list(variables)
+    for part in rename:
+        if all(_match.renamed(path, {part: f"{part}-"}) == path for path in paths):
+            raise ValueError(
+                f"`--rename` must name parts of Keras's paths. Received: {part!r}. It has: {', '.join(paths)}."
+            )
+    model = _match.model_name(paths)
+    if model in rename or all(path.count("/") == 1 for path in paths):
+        model = None
+    renamed = {path: _match.renamed(path, rename) for path in paths}
+    here = {
+        path: _match.flax_path(new, without_model=model is not None and new.startswith(f"{model}/"))
+        for path, new in renamed.items()
+    }
+    _check_nestable(here)
+    return here
+
+
+def _check_nestable(here: Mapping[str, str]) -> None:
+    """Refuse two variables at one path, and one at a path that leads on to another."""
+    owners: dict[str, str] = {}
+    for path, new in here.items():
+        if new in owners:
+            raise ValueError(
+                f"Each variable must have a path of its own. Received: {new!r} for {owners[new]!r} and for {path!r}. "
+                "Say what they are called with `--rename`."
+            )
+        owners[new] = path
+    for new, path in owners.items():
+        parts = new.split("/")
+        for end in range(1, len(parts)):
+            if (folder := "/".join(parts[:end])) in owners:
+                raise ValueError(
+                    f"A variable must not be a folder of another. Received: {folder!r} for {owners[folder]!r} and "
+                    f"{new!r} for {path!r}. Say what they are called with `--rename`."
+                )
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts from a dict by paths."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, name = path.split("/")
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[name] = value
+    return tree

@@ -1,0 +1,1 @@
+"""Keras's configuration of an optimizer, read into a transformation and written from `kadam`'s arguments."""

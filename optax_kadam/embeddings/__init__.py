@@ -1,0 +1,1 @@
+"""Large tables whose step costs only the rows that it touches."""

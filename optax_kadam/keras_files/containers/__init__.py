@@ -1,0 +1,1 @@
+"""From bytes to named arrays that are not read yet: zip archives, HDF5, TensorFlow checkpoints."""

@@ -1,0 +1,172 @@
+"""Keras's zip archives (`.keras`), opened without unpacking, and the shards that a `.weights.json` lists.
+
+A zip carries a CRC-32 of each member, which is verified here before anything in it is believed.
+"""
+
+import contextlib
+import json
+import pathlib
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from optax_kadam.keras_files.containers._hdf5 import Group, read_hdf5
+
+WEIGHTS = "model.weights.h5"
+_CHUNK = 1 << 22
+# What Keras writes is not compressed; what was packed again expands less than this, unless it is small.
+_LARGEST_EXPANSION, _SMALL = 100, 1 << 26
+
+
+class Archive:
+    """An open `.keras` archive, or the folder of one that is not zipped."""
+
+    def __init__(self, path: pathlib.Path, folder: pathlib.Path, zipped: zipfile.ZipFile | None):
+        self._path, self._folder, self._zip = path, folder, zipped
+        if zipped is not None:
+            self._check_names(zipped)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in the member `name`."""
+        if self._zip is None:
+            return parse_json((self._folder / name).read_bytes(), self._folder / name)
+        return parse_json(self._zip.read(self._member(name)), f"{self._path}/{name}")
+
+    def hdf5(self, name: str) -> Group:
+        """Return the root group of the HDF5 file in the member `name`, whose checksum is verified first."""
+        if self._zip is None:
+            return read_hdf5(self._folder / name)
+        member = self._member(name)
+        if member.compress_type != zipfile.ZIP_STORED:
+            unpacked = self._folder / "unpacked.h5"
+            with self._zip.open(member) as source, unpacked.open("wb") as target:
+                shutil.copyfileobj(source, target, _CHUNK)
+            return read_hdf5(unpacked)
+        with self._zip.open(member) as source:  # Which compares the checksum once all has been read.
+            while source.read(_CHUNK):
+                pass
+        return read_hdf5(self._path, self._start_of(member), member.file_size)
+
+    def names(self) -> list[str]:
+        """Return the names of the members."""
+        return [path.name for path in self._folder.iterdir()] if self._zip is None else self._zip.namelist()
+
+    def _check_names(self, zipped: zipfile.ZipFile) -> None:
+        names = zipped.namelist()
+        for name in names:
+            parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
+            if ".." in parts or name.startswith(("/", "\\")) or ":" in name:
+                raise ValueError(
+                    f"A member of an archive must stay inside it. Received: {name!r} in {str(self._path)!r}. "
+                    "No Keras wrote this: do not trust it."
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"A member must stand in an archive once. Received: {name!r} in {str(self._path)!r}.")
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        if self._zip is None or name not in self._zip.namelist():
+            raise ValueError(
+                f"A `.keras` archive must hold {name!r}. Received: {self.names()} in {str(self._path)!r}. "
+                "Save it again with Keras's `model.save`."
+            )
+        member = self._zip.getinfo(name)
+        if member.file_size > max(_SMALL, _LARGEST_EXPANSION * member.compress_size):
+            raise ValueError(
+                f"A member of an archive must not expand more than {_LARGEST_EXPANSION} times. Received: {name!r}, "
+                f"{member.compress_size} to {member.file_size} bytes, in {str(self._path)!r}: a zip bomb. "
+                "Pack it again without compression if you trust it."
+            )
+        return member
+
+    def _start_of(self, member: zipfile.ZipInfo) -> int:
+        """Return where the bytes of a stored member begin: after its own header, which is not the directory's."""
+        with self._path.open("rb") as file:
+            file.seek(member.header_offset)
+            name_length, extra_length = struct.unpack("<26x2H", file.read(30))
+        return member.header_offset + 30 + name_length + extra_length
+
+
+@contextlib.contextmanager
+def open_archive(path: pathlib.Path) -> Iterator[Archive]:
+    """Open a `.keras` archive or folder. Arrays in it can be read until this context is left."""
+    if path.is_dir():
+        yield Archive(path, path, None)
+        return
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as zipped:
+        yield Archive(path, pathlib.Path(folder), zipped)
+
+
+def parse_json(text: bytes, where: Any) -> dict[str, Any]:
+    """Return the JSON object in `text`, read from `where`."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"A configuration must be JSON: {error}. Received: {str(where)!r}. The file is damaged: copy it again."
+        ) from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"A configuration must be a JSON object. Received: {type(parsed).__name__} in {str(where)!r}.")
+    return parsed
+
+
+def read_shards(index: dict[str, Any], where: str, read: Any) -> Group:
+    """Return the shards that a `.weights.json` lists as the one file that they were cut from.
+
+    Args:
+      index: the JSON: `weight_map`, from a group's path to the name of its file, or to several.
+      where: what is being read, for messages.
+      read: from the name of a shard to its root group.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"A sharded file's index must hold a `weight_map`. Received: {sorted(index)} in {where!r}.")
+    listed = {group: [names] if isinstance(names, str) else names for group, names in weight_map.items()}
+    shards: dict[str, Group] = {}
+    for names in listed.values():
+        for name in names:
+            if not isinstance(name, str) or pathlib.PurePath(name.replace("\\", "/")).name != name:
+                raise ValueError(
+                    f"A shard must stand beside its index. Received: {name!r} in {where!r}. "
+                    "No Keras wrote this: do not trust it."
+                )
+    for name in sorted({name for names in listed.values() for name in names}):
+        shards[name] = read(name)
+    found: dict[str, list[str]] = {}
+    for name, shard in shards.items():
+        for group in _groups_with_arrays(shard, ""):
+            found.setdefault(group, []).append(name)
+    if {group: sorted(names) for group, names in listed.items()} != found:
+        wrong = sorted(set(listed) ^ set(found)) or [group for group in listed if sorted(listed[group]) != found[group]]
+        raise ValueError(
+            f"The shards must hold what their index lists. Received: a difference at {wrong[0]!r} in {where!r}. "
+            "Copy the index and all its shards again."
+        )
+    merged = Group({}, {}, {}, 0)
+    for shard in shards.values():
+        merged = _merged(merged, shard, where)
+    return merged
+
+
+def _groups_with_arrays(group: Group, name: str) -> Iterator[str]:
+    if group.arrays:
+        yield name
+    for key, inner in group.groups.items():
+        yield from _groups_with_arrays(inner, f"{name}/{key}")
+
+
+def _merged(group: Group, other: Group, where: str) -> Group:
+    """Return the two as one; the order of creation is that of the shards, then of each shard."""
+    if twice := set(group.arrays) & set(other.arrays):
+        raise ValueError(f"An array must stand in one shard. Received: {min(twice)!r} twice, in {where!r}.")
+    groups = dict(group.groups)
+    last = max((inner.created for inner in groups.values()), default=0)
+    for key, inner in other.groups.items():
+        groups[key] = (
+            _merged(groups[key], inner, where)
+            if key in groups
+            else Group(inner.attrs, inner.arrays, inner.groups, last + inner.created)
+        )
+    return Group({**other.attrs, **group.attrs}, {**group.arrays, **other.arrays}, groups, group.created)

@@ -1,0 +1,183 @@
+"""The whole-model `.h5` of every generation: arrays under the names of their variables.
+
+`/model_weights` holds a group for each layer, `/optimizer_weights` the optimizer's list; `weight_names` says in which
+order. A slot is told by its name, which is made of the variable's:
+
+    keras3      adam/model_dense_kernel_momentum, ..._velocity, ..._velocity_hat, ..._average, ..._gradient_accumulator
+    tf_keras    Adam/m/dense/kernel:0, Adam/v/..., Adam/vhat/..., Adam/average/...; no prefix inside a loss scale
+    legacy      Adam/dense/kernel/m:0, .../v:0, .../vhat:0; more in front inside a loss scale
+
+Source: `keras/src/legacy/saving/legacy_h5_format.py` (Keras 3.15); `tf_keras/src/saving/legacy/hdf5_format.py` (2.21).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from optax_kadam.config._parse import parse
+from optax_kadam.keras_files._contents import Contents, Slots, Variable, guessed
+from optax_kadam.keras_files._stored import Stored
+from optax_kadam.keras_files.containers._archive import parse_json
+from optax_kadam.keras_files.containers._hdf5 import Group
+
+_DAMAGED = "The file is damaged, or no Keras wrote it."
+_TF_SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max", "average": "average"}
+_KERAS3_SLOTS = {
+    "_momentum": "mu",
+    "_velocity": "nu",
+    "_velocity_hat": "nu_max",
+    "_average": "average",
+    "_gradient_accumulator": "accumulator",
+}
+_SCALARS = {
+    "iteration": "iterations",
+    "iteration:0": "iterations",
+    "iter:0": "iterations",
+    "learning_rate": "learning_rate",
+    "step_counter": "step_counter",
+    "dynamic_scale": "dynamic_scale",
+}
+
+
+def named_contents(root: Group, config: Mapping[str, Any] | None) -> Contents:
+    """Return what the `.h5` file with this root group holds; `config` goes before the optimizer config in it."""
+    weights = root.at("model_weights") or root
+    variables = list(_variables(weights))
+    config = config or _optimizer_config(root)
+    optimizer = root.at("optimizer_weights")
+    version = str(root.attrs.get("keras_version") or weights.attrs.get("keras_version") or "")
+    generation = parse(config).generation if config else "keras3" if version.startswith("3") else "tf_keras"
+    if optimizer is None or not optimizer.attrs.get("weight_names", optimizer.attrs.get("weight_names0")):
+        return Contents(generation, config, [guessed(variable) for variable in variables], None)
+    stored = [(name, _at(optimizer, name)) for name in _names(optimizer, "weight_names")]
+    if not any(array.shape for _, array in stored) and len(stored) <= len(_SCALARS):  # Compiled, and not trained yet.
+        return Contents(generation, config, [guessed(variable) for variable in variables], None)
+    slots, order = _slots(stored, [variable.path for variable in variables], generation)
+    by_path = {variable.path: variable for variable in variables}
+    if [by_path[path].stored.shape for path in order] != [array.shape for array in slots.mu]:
+        raise ValueError(f"A moment must have the shape of its variable. Received: {order}. {_DAMAGED}")
+    others = [Variable(v.path, v.stored, is_trainable=False) for v in variables if v.path not in set(order)]
+    # The optimizer's order is that of the trainable variables.
+    return Contents(generation, config, [*(by_path[path] for path in order), *others], slots)
+
+
+def _variables(weights: Group) -> Iterator[Variable]:
+    seen = set()
+    for layer in map(weights.at, [*_names(weights, "layer_names"), "top_level_model_weights"]):
+        if layer is None:
+            continue
+        for name in _names(layer, "weight_names"):
+            if name not in seen:  # A layer that two models share is saved with both.
+                seen.add(name)
+                yield Variable(name, _at(layer, name))
+
+
+def _names(group: Group, attribute: str) -> list[str]:
+    """Return a list of names, which Keras cuts into pieces where it is larger than an attribute may be."""
+    if attribute in group.attrs:
+        pieces = [group.attrs[attribute]]
+    else:
+        pieces = []
+        while f"{attribute}{len(pieces)}" in group.attrs:
+            pieces.append(group.attrs[f"{attribute}{len(pieces)}"])
+    if not pieces or not all(isinstance(piece, list) for piece in pieces):
+        raise ValueError(f"A group of a `.h5` file must have a list `{attribute}`. Received: none. {_DAMAGED}")
+    return [name for piece in pieces for name in piece]
+
+
+def _at(group: Group, name: str) -> Stored:
+    groups, _, last = name.rpartition("/")
+    found = group.at(groups)
+    if found is None or last not in found.arrays:
+        raise ValueError(f"An array must stand under its name. Received: {name!r}, without one. {_DAMAGED}")
+    return found.arrays[last]
+
+
+def _optimizer_config(root: Group) -> Mapping[str, Any] | None:
+    text = root.attrs.get("training_config")
+    if not isinstance(text, str):
+        return None
+    config = parse_json(text.encode(), "training_config").get("optimizer_config")
+    return config if isinstance(config, dict) else None
+
+
+def _slots(stored: Sequence[tuple[str, Stored]], paths: Sequence[str], generation: str) -> tuple[Slots, list[str]]:
+    """Return the slots, and the paths of the variables that they belong to, in the optimizer's order."""
+    told = {"keras3": _keras3_slot, "tf_keras": _tf_keras_slot, "legacy": _legacy_slot}[generation](paths)
+    scalars: dict[str, Any] = {}
+    found: dict[str, dict[str, Stored]] = {}
+    for name, array in stored:
+        kind = _SCALARS.get(name.rsplit("/", 1)[-1]) if not array.shape else None
+        if kind:
+            # Those of a loss scale stand in front, those of the optimizer inside it come later and are the right ones.
+            scalars[kind] = array
+            continue
+        slot, path = told(name)
+        if path in found.setdefault(slot, {}):
+            raise ValueError(f"A slot must be stored once. Received: {name!r} twice. {_DAMAGED}")
+        found[slot][path] = array
+    order = list(found.get("mu", {}))
+    if (
+        "iterations" not in scalars
+        or not order
+        or any(set(slot) != set(order) for slot in [*found.values(), found.get("nu", {})])
+    ):
+        raise ValueError(
+            f"An optimizer must hold its step count and the same slots for each variable. Received: "
+            f"{ {slot: len(kept) for slot, kept in found.items()} }. {_DAMAGED}"
+        )
+    arrays: dict[str, Any] = {slot: [kept[path] for path in order] for slot, kept in found.items()}
+    return Slots(scalars.pop("iterations"), scalars.pop("learning_rate", None), **arrays, **scalars), order
+
+
+_Told = Callable[[str], tuple[str, str]]
+
+
+def _keras3_slot(paths: Sequence[str]) -> _Told:
+    flat: dict[str, str] = {}
+    for path in paths:
+        if flat.setdefault(path.replace("/", "_"), path) != path:
+            raise ValueError(
+                f"Keras must name slots uniquely. Received: {path!r} and {flat[path.replace('/', '_')]!r}."
+            )
+
+    def told(name: str) -> tuple[str, str]:
+        last = name.rsplit("/", 1)[-1]
+        for ending, slot in _KERAS3_SLOTS.items():
+            if last.endswith(ending) and (path := flat.get(last.removesuffix(ending))):
+                return slot, path
+        raise _unknown(name)
+
+    return told
+
+
+def _tf_keras_slot(paths: Sequence[str]) -> _Told:
+    known = set(paths)
+
+    def told(name: str) -> tuple[str, str]:
+        parts = name.split("/")
+        for index, part in enumerate(parts):
+            if part in _TF_SLOTS and (path := "/".join(parts[index + 1 :])) in known:
+                return _TF_SLOTS[part], path
+        raise _unknown(name)
+
+    return told
+
+
+def _legacy_slot(paths: Sequence[str]) -> _Told:
+    known = set(paths)
+
+    def told(name: str) -> tuple[str, str]:
+        *parts, slot = name.removesuffix(":0").split("/")
+        for index in range(len(parts)):
+            if slot in _TF_SLOTS and (path := f"{'/'.join(parts[index:])}:0") in known:
+                return _TF_SLOTS[slot], path
+        raise _unknown(name)
+
+    return told
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(
+        f"An optimizer's array must be the slot of one of the model's variables. Received: {name!r}. "
+        "Only Adam and AdamW can be carried over."
+    )

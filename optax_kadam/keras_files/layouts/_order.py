@@ -1,0 +1,174 @@
+"""In which order a model's variables stand in its optimizer, where the file only numbers them.
+
+What is known of the order (`_layers`) is kept to. The rest must follow from the shapes of the optimizer's slots, and
+from them alone: where two orders fit, neither is taken.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from optax_kadam.keras_files._contents import Variable, with_unique_paths
+from optax_kadam.keras_files._stored import Stored
+from optax_kadam.keras_files.layouts._layers import Layer
+
+Shapes = Sequence[tuple[int, ...]]
+_MOST_STEPS = 200_000  # Of the search: a few seconds, where a model whose order is known takes a step a layer.
+_REMEDY = "Hand over the paths of `model.trainable_variables`, in order: `load_keras(path, trainable=[...])`."
+
+
+class _Assumption(NamedTuple):
+    """What a search takes for granted."""
+
+    names_are_in_order: bool = True
+    others_were_frozen: bool = False
+    frozen_were_trained: bool = False
+
+
+_ASSUMPTIONS = (
+    _Assumption(),
+    _Assumption(others_were_frozen=True),
+    _Assumption(frozen_were_trained=True),
+    _Assumption(names_are_in_order=False),
+)
+
+
+def in_order(model: Layer, slots: Shapes | None, trainable: Sequence[str] | None = None) -> list[Variable]:
+    """Return the model's variables in Keras's order, of which the trainable ones have the shapes `slots`.
+
+    Args:
+      model: the model.
+      slots: the shapes of the optimizer's first moments, in its order; None where the file has no moments: then all
+        variables are taken for trainable that are not known to be otherwise.
+      trainable: the paths of the trainable variables, in order, if they are known.
+
+    Raises:
+      ValueError: if no order of the variables fits the slots, or several do.
+    """
+    if trainable is not None:
+        return _as_told(model, slots, trainable)
+    found: list[list[Variable]] = []
+    for assumption in _ASSUMPTIONS[:1] if slots is None else _ASSUMPTIONS:
+        found = found or _first_two(model, slots, assumption)
+    if not found:
+        shapes = [stored.shape for _, stored in model.all_own()]
+        raise ValueError(
+            "The optimizer's moments must have the shapes of the model's trainable variables, in some order. Received: "
+            f"{_listed(slots or ())} in the optimizer, {_listed(shapes)} in the model. "
+            "The file may hold another model's optimizer, or layers that save less than they train (LoRA)."
+        )
+    if len(found) > 1:
+        paths = [[variable.path for variable in variables if variable.is_trainable] for variables in found]
+        here, there = next(((a, b) for a, b in zip(*paths, strict=True) if a != b), ("one", "another of that path"))
+        raise ValueError(
+            "The order of the optimizer's moments must follow from the file. Received: a model whose moments could be "
+            f"those of {here!r} or of {there!r} first. {_REMEDY}"
+        )
+    return found[0]
+
+
+def _first_two(model: Layer, slots: Shapes | None, assumption: _Assumption) -> list[list[Variable]]:
+    """Return the first two orders of the trainable variables that fit, or the only one, or none."""
+    found: dict[tuple[int, ...], list[Variable]] = {}
+    for variables in _orders(model, slots, assumption):
+        found.setdefault(tuple(id(v.stored) for v in variables if v.is_trainable), variables)
+        if slots is None or len(found) > 1:
+            break
+    return list(found.values())
+
+
+def _as_told(model: Layer, slots: Shapes | None, trainable: Sequence[str]) -> list[Variable]:
+    """Return the variables in the order of the paths `trainable`, then the others."""
+    others = with_unique_paths([Variable(path, stored, False) for path, stored in model.all_own()])
+    told = []
+    for path in trainable:
+        # A variable of a custom layer has a number in the file where Keras has a name.
+        numbers = f"{path.rpartition('/')[0]}/vars/"
+        candidates = [v for v in others if v.path == path] or [v for v in others if v.path.startswith(numbers)]
+        if not candidates:
+            raise ValueError(
+                f"`trainable` must name variables of the file. Received: {path!r}. "
+                f"It has: {', '.join(variable.path for variable in others)}."
+            )
+        others.remove(candidates[0])
+        told.append(Variable(path, candidates[0].stored, is_trainable=True))
+    shapes = [variable.stored.shape for variable in told]
+    if slots is not None and shapes != list(slots):
+        raise ValueError(
+            "`trainable` must name the variables in the order of the optimizer's moments. Received: "
+            f"{_listed(shapes)}, where the moments are {_listed(slots)}."
+        )
+    return told + others
+
+
+def _listed(shapes: Shapes) -> str:
+    return f"{len(shapes)} of shapes {', '.join(map(str, shapes[:8]))}{', ...' if len(shapes) > 8 else ''}"
+
+
+def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iterator[list[Variable]]:
+    """Yield the variables in each order in which the trainable ones have the shapes `slots`, the likeliest first.
+
+    A depth-first search, with a stack of its own, over what may come next. A state is the agenda (a linked list: layers
+    to visit, and layers of whose children some have been), the number of slots used, and the variables so far.
+    """
+    stack: list[tuple[Any, int, Any]] = [((model, None, None), 0, None)]
+    for _ in range(_MOST_STEPS):
+        if not stack:
+            return
+        agenda, used, placed = stack.pop()
+        if agenda is None:
+            if slots is None or used == len(slots):
+                yield _unlinked(placed)
+            continue
+        layer, done, rest = agenda
+        if done is None:
+            agenda = (layer, frozenset(), rest) if layer.children else rest
+            for count in reversed(_counts(layer, slots, assumption)):
+                shapes = [stored.shape for _, stored in layer.own[:count]]
+                if slots is None or shapes == list(slots[used : used + count]):
+                    stack.append((agenda, used + count, _with_own(placed, layer.own, count)))
+            continue
+        for index in reversed(_next(layer, done, slots is None, assumption)):
+            after = done | {index}
+            later = (layer, after, rest) if len(after) < len(layer.children) else rest
+            stack.append(((layer.children[index], None, later), used, placed))
+    raise ValueError(
+        "The order of the optimizer's moments must follow from the file. Received: a model with too many of them. "
+        f"{_REMEDY}"
+    )
+
+
+def _counts(layer: Layer, slots: Shapes | None, assumption: _Assumption) -> Sequence[int]:
+    """Return how many of the layer's own variables may be trainable."""
+    if layer.is_frozen and not assumption.frozen_were_trained:
+        return (0,)
+    if slots is None:
+        return layer.trainable_counts[:1]
+    may_be_none = assumption.others_were_frozen and 0 not in layer.trainable_counts
+    return [*layer.trainable_counts, *([0] if may_be_none else [])]
+
+
+def _next(layer: Layer, done: frozenset[int], is_any_right: bool, assumption: _Assumption) -> list[int]:
+    """Return the children that may come next; one without variables may come at once."""
+    following = [
+        index
+        for index in range(len(layer.children))
+        if index not in done
+        and layer.before[index] <= done
+        and (layer.numbered_before[index] <= done or not assumption.names_are_in_order)
+    ]
+    idle = [index for index in following if not layer.children[index].has_variables]
+    return (idle or following)[:1] if is_any_right or idle else following
+
+
+def _with_own(placed: Any, own: Sequence[tuple[str, Stored]], count: int) -> Any:
+    for index, (path, stored) in enumerate(own):
+        placed = (Variable(path, stored, index < count), placed)
+    return placed
+
+
+def _unlinked(placed: Any) -> list[Variable]:
+    variables = []
+    while placed is not None:
+        variable, placed = placed
+        variables.append(variable)
+    return variables[::-1]

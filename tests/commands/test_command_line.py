@@ -1,0 +1,214 @@
+"""The commands on Keras's files, `inspect` and `convert`: what they print, what Orbax restores, what they refuse."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import types
+import zipfile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+import optax_kadam as ok
+from optax_kadam.__main__ import main
+
+from ..helpers import keras_rules
+
+keras = pytest.importorskip("keras")
+
+FILES = pathlib.Path(__file__).parents[1] / "golden" / "files"
+ADAM = FILES / "k3j" / "adam.keras"
+WITH_STATE = [
+    *("k3j/adam.keras", "k3j/amsgrad.h5", "k3j/adam.weights.json", "k3t/adam_ckpt/ck", "tfk/amsgrad.keras"),
+    *("tfk/adam.h5", "tfk/adam.weights.h5", "tfk/adam_savedmodel", "tfk/adam_tfweights", "legacy/decay_clip.h5"),
+    *("legacy/amsgrad_savedmodel", "legacy/adam_ckpt/ck"),
+]
+# tf_keras's `.weights.h5` has no names of layers but their standard ones.
+STANDARD = {"embedding": "emb", "dense": "d1", "batch_normalization": "bn", "dense_1": "d2"}
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Dense(6, name="d1")(nn.Embed(11, 4, name="emb")(tokens).reshape(len(tokens), -1))
+        return nn.Dense(3, name="d2")(nn.BatchNorm(use_running_average=True, name="bn")(x))
+
+
+def run(capsys, *arguments):
+    main(list(map(str, arguments)))
+    output, error = capsys.readouterr()
+    assert not error
+    return output
+
+
+def refusal(capsys, arguments):
+    """The one line that says why a command is refused."""
+    with pytest.raises(SystemExit) as refused:
+        main(arguments.split())
+    output, error = capsys.readouterr()
+    assert refused.value.code == 2 and not output
+    assert re.fullmatch(r"python -m optax_kadam \w+: error: .+\n", error)
+    return error
+
+
+def compiled(model, optimizer):
+    model.compile(optimizer)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def restored(out, params, statistics):
+    """The transformation and the training, as `convert --help` says."""
+    checkpointer = ocp.StandardCheckpointer()
+    tx = ok.from_config(checkpointer.metadata(out).custom_metadata["optimizer"])
+    target = {"params": params, "opt_state": tx.init(params), "non_trainable": statistics}
+    return tx, checkpointer.restore(out, target)
+
+
+def step(tx, params, state):
+    updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("name", [*WITH_STATE, "legacy/adam.keras", "k3t/adam_export"])
+def test_inspect_shows_what_the_file_holds(capsys, name):
+    training = ok.load_keras(FILES / name)
+    heading, table, total = run(capsys, "inspect", FILES / name).split("\n\n")
+    told = dict(re.split(r" {2,}", line, maxsplit=1) for line in heading.splitlines())
+    slots = {s: getattr(training, s) for s in ("mu", "nu", "nu_max") if getattr(training, s)}
+    assert told["generation"] == training.generation and told.get("iterations") == ("20" if slots else None)
+    assert told.get("learning rate", "0.01") == ("0.01" if training.learning_rate or not slots else "not in the file")
+    expected = [["variable", "trainable", "shape", "dtype", "norm", *(f"{slot}_norm" for slot in slots)]]
+    for path, array in training.variables.items():
+        trainable, shape = "no" if "moving" in path else "yes", "x".join(map(str, array.shape))
+        arrays = [array, *(slot.get(path) for slot in slots.values())]
+        norms = ["-" if a is None else f"{np.sqrt(np.sum(np.square(a, dtype=np.float64))):.6g}" for a in arrays]
+        expected.append([path, trainable, shape, str(array.dtype), *norms])
+    assert [line.split() for line in table.splitlines()] == expected
+    assert total.startswith("total: 9 variables, 215 parameters (203 trainable), 860 bytes")
+
+
+@keras_rules()
+def test_inspect_shows_the_optimizer(capsys, tmp_path):
+    model, path = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")], name="m"), tmp_path / "m.keras"
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(use_ema=True, epsilon=1e-3))
+    compiled(model, optimizer).save(path)
+    output = run(capsys, "inspect", path)
+    shown = "LossScaleOptimizer(Adam(use_ema=True, epsilon=0.001), initial_scale=32768.0, dynamic_growth_steps=2000)"
+    assert f"\noptimizer      {shown}\n" in output and " average_norm\n" in output
+    assert "\nloss scale     32768.0, of 0 finite steps since it changed\n" in output
+    (tmp_path / "config.json").write_text(json.dumps({"learning_rate": 0.5, "amsgrad": True, "decay": 0.0}))
+    output = run(capsys, "inspect", FILES / "legacy" / "amsgrad_ckpt" / "ck", "--config", tmp_path / "config.json")
+    assert "\noptimizer      Adam(learning_rate=0.5, amsgrad=True)\n" in output
+    assert "hand it over with --config\n" in run(capsys, "inspect", FILES / "k3j" / "adam.weights.h5")
+
+
+def test_the_real_command_line():
+    command = [sys.executable, "-m", "optax_kadam", "inspect", str(ADAM)]
+    here = pathlib.Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300, check=True)
+    assert "\nm/d1/kernel " in result.stdout and not result.stderr
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_a_linen_model_goes_on_from_the_checkpoint(capsys, tmp_path, name):
+    training, out, options = ok.load_keras(FILES / name), tmp_path / "out", []
+    rename = STANDARD if name == "tfk/adam.weights.h5" else {}
+    if training.config is None:
+        recorded = json.loads((FILES / name.partition("/")[0] / "adam.optconfig.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(recorded["get_config"]))
+        options = ["--config", tmp_path / "config.json"]
+    options += ["--rename", *(f"{there}={here}" for there, here in rename.items())] if rename else []
+    before = set(tmp_path.iterdir())
+    run(capsys, "convert", FILES / name, out, *options)
+    assert set(tmp_path.iterdir()) == before | {out}
+    model = Linen().init(jax.random.key(0), jnp.zeros((2, 5), int))
+    tx, found = restored(out, model["params"], model["batch_stats"])
+    expected = training.restore(model["params"], tx=tx, rename=rename)
+    assert_same((found["params"], found["opt_state"]), expected)
+    assert_same(found["non_trainable"], training.fill(model["batch_stats"], rename=rename))
+    assert_same(step(tx, found["params"], found["opt_state"]), step(tx, *expected))
+
+
+def test_an_nnx_model_goes_on_from_the_checkpoint(capsys, tmp_path):
+    run(capsys, "convert", ADAM, tmp_path / "out")
+    training, rngs = ok.load_keras(ADAM), nnx.Rngs(0)
+    layers = {"emb": nnx.Embed(11, 4, rngs=rngs), "d1": nnx.Linear(20, 6, rngs=rngs)}
+    model = nnx.Dict(layers, bn=nnx.BatchNorm(6, rngs=rngs), d2=nnx.Linear(6, 3, rngs=rngs))
+    params, statistics = (nnx.to_pure_dict(nnx.state(model, kind)) for kind in (nnx.Param, nnx.BatchStat))
+    tx, found = restored(tmp_path / "out", params, statistics)
+    nnx.update(model, found["params"])
+    nnx.update(model, found["non_trainable"])
+    optimizer, leaves = nnx.Optimizer(model, tx, wrt=nnx.Param), jax.tree.leaves(found["opt_state"])
+    optimizer.opt_state = jax.tree.unflatten(jax.tree.structure(optimizer.opt_state), leaves)
+    optimizer.update(model, jax.tree.map(jnp.cos, nnx.state(model, nnx.Param)))
+    assert_same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), step(tx, *training.restore(params))[0])
+    assert_same(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), training.fill(statistics))
+
+
+@keras_rules()
+def test_bad_input_is_refused_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = ADAM.read_bytes()
+    pathlib.Path("cut.keras").write_bytes(data[:4000])
+    pathlib.Path("flipped.keras").write_bytes(data.replace(data[4000:4008], bytes(8)))
+    pathlib.Path("notes.txt").write_text("not Keras's")
+    with zipfile.ZipFile(ADAM) as old, zipfile.ZipFile("sgd.keras", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'"class_name": "Adam"', b'"class_name": "SGD"'))
+    model = type("M", (keras.Model,), {"call": lambda self, x: self.a(self.b(x))})()
+    model.b, model.a = keras.layers.Dense(2, name="q"), keras.layers.Dense(2, name="p")
+    model(np.zeros((1, 2)))
+    compiled(model, keras.optimizers.Adam()).save_weights("order.weights.h5")
+    before = sorted(tmp_path.iterdir())
+    convert = f"convert {ADAM} out"
+    files = {
+        "none.keras": "There must be a file",
+        "cut.keras": "'cut.keras'",
+        "flipped.keras": "'flipped.keras'",
+        "notes.txt": "must be a file that Keras saved",
+        "sgd.keras": "class_name='SGD'",
+        "order.weights.h5": "must follow from the file",
+    }
+    for arguments, message in {
+        **{f"inspect {file}": message for file, message in files.items()},
+        **{f"convert {file} out": message for file, message in files.items()},
+        f"inspect {ADAM} --config none.json": "--config: cannot be read: No such file or directory. Received: 'none",
+        f"inspect {ADAM} --config notes.txt": "--config: must be a JSON file of an optimizer's get_config(). ",
+        f"convert {ADAM} notes.txt": "`OUT` must not exist. Received: ",
+        f"convert {ADAM} none/out": "`OUT` must be in a folder that exists. Received: ",
+        f"{convert} --rename d1": "--rename: must be KERAS=HERE. Received: 'd1'.",
+        f"{convert} --rename d1=a d1=b": "--rename: must name each part of Keras's paths once",
+        f"{convert} --rename d3=a": "must name parts of Keras's paths. Received: 'd3'. It has: m/emb/emb",
+        f"{convert} --rename d1=d2": "Received: 'd2/kernel' for 'm/d1/kernel' and for 'm/d2/kernel'.",
+        f"{convert} --rename m/d1/kernel=d2": "must not be a folder of another. Received: 'd2'",
+        f"convert {FILES}/legacy/adam.keras out": "Received: weights alone.",
+    }.items():
+        assert message in refusal(capsys, arguments)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("missing", "command"), [("orbax.checkpoint", "[convert]"), ("h5py", "pip install h5py")])
+def test_missing_extras_are_named(capsys, tmp_path, monkeypatch, missing, command):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "optax_kadam.commands._convert", raising=False)
+    monkeypatch.delattr("optax_kadam.commands._convert", raising=False)
+    assert command in refusal(capsys, f"convert {ADAM} {tmp_path}/out") and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_beforehand(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: types.SimpleNamespace(free=2483))
+    assert "2,483 bytes free" in refusal(capsys, f"convert {ADAM} {tmp_path}/out") and not list(tmp_path.iterdir())

@@ -1,0 +1,350 @@
+"""Keras trainings carried over: into trees of every kind, on from where Keras stopped, and back."""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import optax_kadam as ok
+
+from ..helpers import keras_rules, ulp
+
+keras = pytest.importorskip("keras")
+
+FILES = pathlib.Path(__file__).parents[1] / "golden" / "files"
+TRAINING = pathlib.Path(__file__).parents[1] / "golden" / "training"
+
+
+class Net(nnx.Module):
+    """The model of the recorded files, in Flax."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.emb, self.d1 = nnx.Embed(11, 4, rngs=rngs), nnx.Linear(20, 6, rngs=rngs)
+        self.bn, self.d2 = nnx.BatchNorm(6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+
+
+NESTED = {
+    "emb": {"embedding": (11, 4)},
+    "d1": {"kernel": (20, 6), "bias": (6,)},
+    "bn": {"scale": (6,), "bias": (6,)},
+    "d2": {"kernel": (6, 3), "bias": (3,)},
+}
+STRUCTS = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), NESTED, is_leaf=lambda x: type(x) is tuple
+)
+SAVED = ["k3j/amsgrad.keras", "k3j/amsgrad.h5", "tfk/amsgrad.keras", "tfk/amsgrad_ckpt/ck", "legacy/amsgrad_savedmodel"]
+
+
+def same(tree, wanted, words):
+    """Whether the tree holds Keras's arrays, by `words` from its paths."""
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+    translated = {words(path): array for path, array in wanted.items()}
+    return found.keys() == translated.keys() and all(np.array_equal(found[path], translated[path]) for path in found)
+
+
+def words(path, prefix="", suffix=""):
+    path = path.removeprefix("m/").removesuffix(":0").replace("embeddings", "embedding")
+    return prefix + path.replace("gamma", "scale").replace("beta", "bias") + suffix
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_restore_into_trees_of_every_kind(name):
+    training = ok.load_keras(FILES / name)
+    assert training.mu is not None
+    linen = {"params": jax.tree.map(lambda s: jnp.zeros(s.shape), STRUCTS)}
+    for params, prefix, suffix in (
+        (STRUCTS, "", ""),
+        (linen, "params/", ""),
+        (nnx.state(Net(), nnx.Param), "", "/value"),
+    ):
+        restored, state = training.restore(params)
+        kinds = {"prefix": prefix, "suffix": suffix}
+        assert jax.tree.structure(restored) == jax.tree.structure(params)
+        trained = {path: training.variables[path] for path in training.mu}
+        assert same(restored, trained, lambda path, kinds=kinds: words(path, **kinds))
+        for slot in ("mu", "nu", "nu_max"):
+            kept = getattr(training, slot)
+            assert kept and same(optax.tree.get(state, slot), kept, lambda path, kinds=kinds: words(path, **kinds))
+        assert optax.tree.get(state, "iterations") == 20
+        assert optax.tree.get(state, "learning_rate") == np.float32(0.01)
+        fresh = (training.transformation() if training.config else ok.kadam(amsgrad=True)).init(restored)
+        assert jax.tree.map(jax.typeof, fresh) == jax.tree.map(jax.typeof, state)
+    listed, _ = training.restore([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in training.mu.values()])
+    assert all(map(np.array_equal, listed, training.variables.values()))
+
+
+def test_moving_statistics_are_filled():
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    statistics = training.fill(nnx.state(Net(), nnx.BatchStat))
+    assert np.array_equal(statistics["bn"]["mean"][...], training.variables["m/bn/moving_mean"])
+    assert np.array_equal(statistics["bn"]["var"][...], training.variables["m/bn/moving_variance"])
+    linen = {"batch_stats": {"bn": {"mean": jnp.zeros(6), "var": jnp.zeros(6)}}}
+    assert np.array_equal(training.fill(linen)["batch_stats"]["bn"]["mean"], training.variables["m/bn/moving_mean"])
+
+
+def test_what_keras_did_not_train_may_be_among_the_parameters(tmp_path):
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    everything = {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in training.variables.items()}
+    listed, _ = training.restore(list(everything.values()))
+    assert all(map(np.array_equal, listed, training.variables.values()))
+    restored, state = training.restore(everything)
+    mu = optax.tree.get(state, "mu")
+    assert not mu["m/bn/moving_mean"].any() and np.array_equal(mu["m/d1/bias"], training.mu["m/d1/bias"])
+    restored["m/bn/moving_mean"] += 1
+    ok.save_keras(tmp_path / "x.keras", restored, state, template=FILES / "k3j/adam.keras")
+    again = ok.load_keras(tmp_path / "x.keras")
+    assert np.array_equal(again.variables["m/bn/moving_mean"], restored["m/bn/moving_mean"])
+
+
+RENAMES = {
+    "mapping": {"emb": "Embed_0", "m/d1": "mu", "d2/kernel": "out/w", "m/d2/bias": "out/b"},
+    "function": lambda path: {
+        "m/emb/embeddings": "Embed_0/embedding",
+        "m/d1/kernel": "mu/kernel",
+        "m/d1/bias": "mu/bias",
+        "m/d2/kernel": "out/w",
+        "m/d2/bias": "out/b",
+    }.get(path),
+}
+
+
+@pytest.mark.parametrize("rename", RENAMES)
+def test_rename(rename):
+    # A layer may have the name of a slot.
+    params = {"Embed_0": STRUCTS["emb"], "mu": STRUCTS["d1"], "bn": STRUCTS["bn"]}
+    params["out"] = {"w": STRUCTS["d2"]["kernel"], "b": STRUCTS["d2"]["bias"]}
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    restored, state = training.restore(params, rename=RENAMES[rename])
+    assert np.array_equal(restored["out"]["w"], training.variables["m/d2/kernel"])
+    assert np.array_equal(state.inner_state[0][0].mu["mu"]["bias"], training.mu["m/d1/bias"])
+
+
+def test_restored_state_keeps_sharding_and_goes_into_a_chain():
+    mesh = jax.make_mesh((2,), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = jax.tree.map(lambda s: s, STRUCTS)
+    params["d1"]["kernel"] = jax.device_put(jnp.zeros((20, 6)), sharding)
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    tx = optax.chain(optax.zero_nans(), training.transformation())
+    restored, state = training.restore(params, tx=tx)
+    moment = optax.tree.get(state, "mu")["d1"]["kernel"]
+    assert restored["d1"]["kernel"].sharding == moment.sharding == sharding
+    params = {"mu": jax.ShapeDtypeStruct((3,), jnp.float32)}  # A parameter with the name of a slot.
+    state = ok.kadam().init(params)
+    assert optax.tree.get(state, "iterations") == 0
+
+
+def without(tree, *path):
+    first, *rest = path
+    return {k: without(v, *rest) if k == first and rest else v for k, v in tree.items() if k != first or rest}
+
+
+STRUCT = jax.ShapeDtypeStruct
+BAD_PARAMS = {
+    r"no leaf for 'm/d2/bias' \(near: 'd1/bias'\).*`rename`": without(STRUCTS, "d2", "bias"),
+    r"no variable for 'd3/kernel'": STRUCTS | {"d3": {"kernel": STRUCT((1,), jnp.float32)}},
+    r"float32\[2\] at 'd2/bias', where 'm/d2/bias' is float32\[3\]": STRUCTS
+    | {"d2": STRUCTS["d2"] | {"bias": STRUCT((2,), jnp.float32)}},
+    r"bfloat16\[3\] at 'd2/bias', where 'm/d2/bias' is float32": STRUCTS
+    | {"d2": STRUCTS["d2"] | {"bias": STRUCT((3,), jnp.bfloat16)}},
+    "several leaves for 'm/d2/bias'": STRUCTS | {"m": {"d2": {"bias": STRUCT((3,), jnp.float32)}}},
+    "A list must hold an array for each of Keras's trainable variables. Received: 1 arrays": [
+        STRUCT((3,), jnp.float32)
+    ],
+}
+
+
+@pytest.mark.parametrize("message", BAD_PARAMS)
+def test_a_tree_that_does_not_fit_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        ok.load_keras(FILES / "k3j/adam.keras").restore(BAD_PARAMS[message])
+
+
+def test_what_does_not_go_together_is_refused(tmp_path):
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    with pytest.raises(ValueError, match="Received: 'nu_max' in `tx`, and not in the file"):
+        training.restore(STRUCTS, tx=ok.kadam(amsgrad=True))
+    with pytest.raises(ValueError, match="'bn/bias', which could be m/d1/bias or m/bn/beta. Say which with `rename`"):
+        training.restore(STRUCTS, rename={"d1/bias": "bn/beta"})
+    with pytest.raises(ValueError, match="must hold the state of an optimizer"):
+        ok.load_keras(FILES / "legacy/adam.keras").restore(STRUCTS)
+    params, state = training.restore(STRUCTS)
+    out = tmp_path / "x.keras"
+
+    def refused(message, path=out, params=params, state=state, **kwargs):
+        with pytest.raises(ValueError, match=message):
+            ok.save_keras(path, params, state, **{"template": FILES / "k3j/adam.keras"} | kwargs)
+        assert not list(tmp_path.iterdir())  # Not even a piece of it.
+
+    refused(
+        "`opt_state` must be what the template's optimizer keeps: mu, nu, nu_max", template=FILES / "k3j/amsgrad.keras"
+    )
+    refused("`template` must hold the state of an optimizer", template=FILES / "legacy/adam.keras")
+    refused("`template` must be a `.keras`", template=FILES / "tfk/adam_savedmodel")
+    refused("`path` must be of the format of `template`, .keras", path=tmp_path / "x.h5")
+    refused("no leaf for 'm/d2/bias'", params=without(params, "d2", "bias"))
+    refused(
+        r"float16\[3\] for 'm/d2/bias', which is float32\[3\]",
+        params=params | {"d2": params["d2"] | {"bias": jnp.zeros(3, jnp.float16)}},
+    )
+    refused("`mu` must hold every variable", state=optax.tree.set(state, mu=without(params, "d2", "bias")))
+    refused("no variable for 'bn/x'", non_trainable={"bn": {"x": jnp.zeros(6)}})
+    with pytest.raises(FileNotFoundError):
+        ok.save_keras(out, params, state, template=tmp_path / "nothing.keras")
+
+
+def test_float64_needs_x64(tmp_path):
+    with keras_rules():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, dtype="float32")])
+        model.compile(optimizer="adam", loss="mse")
+        model.optimizer.build(model.trainable_variables)
+        model.save_weights(tmp_path / "x.weights.h5")
+    import h5py
+
+    with h5py.File(tmp_path / "x.weights.h5", "r+") as file:
+        for group in ("layers/dense/vars", "optimizer/vars"):
+            for key in file[group]:
+                array = file[group][key][()]
+                if array.dtype == np.float32 and array.shape:
+                    del file[group][key]
+                    file[group][key] = array.astype(np.float64)
+    training = ok.load_keras(tmp_path / "x.weights.h5")
+    structs = {path: jax.ShapeDtypeStruct(a.shape, np.dtype("float64")) for path, a in training.mu.items()}
+    with pytest.raises(ValueError, match="JAX must keep the dtype that Keras saved.*jax_enable_x64"):
+        training.fill(structs)
+
+
+def steps(tx, params, state, gradients):
+    for row in zip(*gradients, strict=True):
+        updates, state = tx.update(list(map(jnp.asarray, row)), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+RECORDED = sorted(p for p in TRAINING.glob("*/*/saved*") if p.name != "run.npz")
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda p: str(p.relative_to(TRAINING)))
+def test_a_recorded_training_goes_on_as_keras_did(path, tmp_path):
+    """20 steps in TensorFlow, 20 here: the bits of Keras's own 40, but where it sums a norm in another order."""
+    with np.load(path.parent / "run.npz") as arrays:
+        run = dict(arrays)
+    count = len(run["names"])
+    config = {"config": json.loads(str(run["config"]))} if path.is_dir() else {}  # A checkpoint does not hold it.
+    training = ok.load_keras(path / "ck" if path.is_dir() else path, **config)
+    params = [jnp.asarray(run[f"weight20/{i}"]) for i in range(count)]
+    restored, state = training.restore(params)
+    assert all(map(np.array_equal, restored, params))
+    restored, state = steps(training.transformation(), restored, state, [run[f"grad/{i}"] for i in range(count)])
+    furthest = max(ulp(leaf, run[f"weight40/{i}"]) for i, leaf in enumerate(restored))
+    assert furthest <= (2 if path.parent.name == "clipnorm" else 0)
+    if path.is_dir():
+        return
+    # And back: the file that Keras would have saved at step 40, which it loads (recorded with the program beside it).
+    written = tmp_path / path.name
+    ok.save_keras(written, restored, state, template=path)
+    again = ok.load_keras(written)
+    assert again.iterations == 40 and again.config == training.config
+    assert all(map(np.array_equal, list(again.variables.values())[:count], restored))
+    assert all(map(np.array_equal, again.mu.values(), jax.tree.leaves(optax.tree.get(state, "mu"))))
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["adam", "loss scale"])
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+@keras_rules()
+def test_a_live_training_goes_on_here_and_then_in_keras(ending, wrap, tmp_path):
+    """20 steps in Keras, 20 here, 20 in Keras, with the same gradients: the bits of Keras's own 60."""
+    arguments = {"learning_rate": 0.05, "amsgrad": True, "use_ema": True, "global_clipnorm": 1.5}
+    rng = np.random.default_rng(0)
+
+    def model():
+        layers = [keras.Input((4,)), keras.layers.Dense(5), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+        made = keras.Sequential(layers, name="net")
+        inner = keras.optimizers.Adam(**arguments)
+        made.compile(optimizer=keras.optimizers.LossScaleOptimizer(inner) if wrap else inner, loss="mse")
+        made.optimizer.build(made.trainable_variables)
+        return made
+
+    def train(made, gradients):
+        optimizer = made.optimizer.inner_optimizer if wrap else made.optimizer
+        for row in gradients:
+            optimizer.apply([jnp.asarray(g) for g in row], made.trainable_variables)
+
+    alone, first = model(), model()
+    start = [rng.normal(size=weight.shape) for weight in alone.get_weights()]
+    alone.set_weights(start)
+    first.set_weights(start)
+    gradients = [[rng.normal(size=v.shape).astype("f4") for v in alone.trainable_variables] for _ in range(60)]
+    train(alone, gradients)
+    train(first, gradients[:20])
+    save = (lambda made, path: made.save(path)) if ending == ".keras" else (lambda made, path: made.save_weights(path))
+    save(first, tmp_path / f"x{ending}")
+    config = keras.optimizers.serialize(first.optimizer)
+    training = ok.load_keras(tmp_path / f"x{ending}", config=config)
+    params, state = training.restore([jax.ShapeDtypeStruct(v.shape, jnp.float32) for v in first.trainable_variables])
+    inner = ok.from_config(config["config"]["inner_optimizer"] if wrap else config)
+    kept = state.inner_state if wrap else state
+    params, kept = steps(inner, params, kept, [[row[i] for row in gradients[20:40]] for i in range(len(params))])
+    state = state._replace(inner_state=kept) if wrap else kept
+    moving = {path: array + 1 for path, array in training.variables.items() if "moving" in path}
+    ok.save_keras(
+        tmp_path / f"y{ending}", params, state, template=tmp_path / f"x{ending}", non_trainable=moving, config=config
+    )
+    if ending == ".keras":
+        last = keras.models.load_model(tmp_path / f"y{ending}")
+    else:
+        last = model()
+        last.load_weights(tmp_path / f"y{ending}")
+    statistics = [np.asarray(v) for v in last.non_trainable_variables]
+    assert all(map(np.array_equal, statistics, moving.values()))
+    train(last, gradients[40:])
+    for found, wanted in zip(last.trainable_variables, alone.trainable_variables, strict=True):
+        assert ulp(np.asarray(found), np.asarray(wanted)) == 0
+    optimizers = [made.optimizer.inner_optimizer if wrap else made.optimizer for made in (last, alone)]
+    for found, wanted in zip(*(optimizer.variables for optimizer in optimizers), strict=True):
+        assert np.array_equal(found, wanted)
+
+
+def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.keras"
+    path.write_bytes((FILES / "k3j/adam.keras").read_bytes())
+    params, state = ok.load_keras(path).restore(STRUCTS)
+
+    def crash(*args):
+        raise OSError("no space left on device")
+
+    for module, step in ((os, "fsync"), (pathlib.Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, step, crash)
+            with pytest.raises(OSError, match="no space"):
+                ok.save_keras(path, params, state, template=path)
+    assert path.read_bytes() == (FILES / "k3j/adam.keras").read_bytes() and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["k3j/adam.keras", "tfk/adam.keras", "tfk/adam.h5", "legacy/adam.h5"])
+def test_a_changed_learning_rate_is_saved(name, tmp_path):
+    training = ok.load_keras(FILES / name)
+    params, state = training.restore(STRUCTS)
+    written = tmp_path / name.replace("/", "_")
+    ok.save_keras(written, params, optax.tree.set(state, learning_rate=0.5), template=FILES / name)
+    again = ok.load_keras(written)
+    assert again.learning_rate == 0.5 and again.config["config"]["learning_rate"] == 0.5
+
+
+def test_the_decayed_rate_is_not_saved_for_the_one_that_decays(tmp_path):
+    training = ok.load_keras(FILES / "legacy/decay_clip.h5")
+    params, state = training.restore(STRUCTS)
+    tx = training.transformation()
+    _, state = tx.update(params, state, params)
+    ok.save_keras(tmp_path / "x.h5", params, state, template=FILES / "legacy/decay_clip.h5")
+    again = ok.load_keras(tmp_path / "x.h5")
+    assert again.learning_rate == training.learning_rate and again.iterations == 21

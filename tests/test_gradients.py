@@ -1,0 +1,247 @@
+"""Gradients of a few rows: the dense result, at no dense gradient's cost; and TensorFlow's own sparse runs."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.experimental import sparse
+
+import optax_kadam as ok
+
+from .helpers import CASES, INPUTS, build, flatten, golden, share, split, ulp
+
+ROWS, ROW = 17, (5,)
+KWARGS = {
+    "default": {},
+    "amsgrad": {"amsgrad": True},
+    "clipvalue": {"clipvalue": 0.1},
+    "clipnorm": {"clipnorm": 0.5},
+    "global_clipnorm": {"global_clipnorm": 0.5},
+    "decay_ema": {"weight_decay": 0.01, "use_ema": True, "ema_overwrite_frequency": 2},
+    "accumulation": {"gradient_accumulation_steps": 3},
+    "loss_scale": {"loss_scale_factor": 4.0},
+    "tf_keras": {"generation": "tf_keras", "amsgrad": True},
+    "legacy": {"generation": "legacy"},
+}
+
+
+def gradients(rng):
+    """Rows with duplicates and padding of both kinds, and the dense gradient that they stand for."""
+    indices = rng.integers(-3, ROWS + 3, size=(4, 3))
+    values = rng.normal(size=(4, 3, *ROW)).astype(np.float32)
+    dense = np.zeros((ROWS, *ROW), np.float32)
+    inside = (indices >= 0) & (indices < ROWS)
+    np.add.at(dense, indices[inside], values[inside])
+    values[~inside] = np.nan  # Padding is not even looked at.
+    return ok.RowUpdates(jnp.asarray(indices), jnp.asarray(values)), jnp.asarray(dense)
+
+
+def run(tx, params, trees, jit):
+    def step(gradient, state, params):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step, donate_argnums=(1, 2)) if jit else step
+    state, params = tx.init(params), jax.tree.map(jnp.copy, params)
+    for tree in trees:
+        params, state = step(tree, state, params)
+    return params, state
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", KWARGS)
+def test_rows_give_the_dense_result(name, jit):
+    """0 ULP; a norm of the rows sums in another order than one of the table."""
+    rng = np.random.default_rng(0)
+    params = {"table": jnp.asarray(rng.normal(size=(ROWS, *ROW)), jnp.float32), "bias": jnp.ones(3)}
+    rows, dense = [], []
+    for _ in range(7):
+        sparse_one, dense_one = gradients(rng)
+        bias = jnp.asarray(rng.normal(size=3), jnp.float32)
+        rows.append({"table": sparse_one, "bias": bias})
+        dense.append({"table": dense_one, "bias": bias})
+    tx = ok.kadam(0.01, **KWARGS[name])
+    found, wanted = run(tx, params, rows, jit), run(tx, params, dense, jit)
+    assert jax.tree.map(jax.typeof, found) == jax.tree.map(jax.typeof, wanted)
+    furthest = max(
+        share(a, b, max(1e-30, np.abs(b).max()))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    )
+    assert furthest <= (4e-7 if "norm" in name else 0.0)
+
+
+def test_bcoo_loss_scale_and_parts():
+    rng = np.random.default_rng(1)
+    rows, dense = gradients(rng)
+    inside = np.asarray((rows.indices >= 0) & (rows.indices < ROWS))
+    bcoo = sparse.BCOO((rows.values[inside], rows.indices[inside][:, None]), shape=(ROWS, *ROW))
+    table = jnp.ones((ROWS, *ROW))
+    for tx in (ok.kadam(0.1), ok.dynamic_loss_scale(ok.kadam(0.1), 8.0), ok.clip_by_value(0.1), ok.scale_by_kadam()):
+        if tx.init(table) == optax.EmptyState():
+            tx = optax.chain(tx, ok.scale_by_kadam())
+        wanted, _ = tx.update(dense, tx.init(table), table)
+        found, _ = tx.update(bcoo, tx.init(table), table)
+        assert ulp(found, wanted) == 0
+    with pytest.raises(ValueError, match="n_batch=0, n_sparse=1. Received: n_batch=0, n_sparse=2"):
+        tx.update(sparse.BCOO.fromdense(dense), tx.init(table), table)
+
+
+def test_a_loss_scale_looks_at_the_values_of_rows():
+    tx = ok.dynamic_loss_scale(ok.kadam(0.1), 8.0)
+    table = jnp.ones((ROWS, *ROW))
+    gradient = ok.RowUpdates(jnp.array([3]), jnp.full((1, *ROW), jnp.inf))
+    updates, state = tx.update(gradient, tx.init(table), table)
+    assert not updates.any() and optax.tree.get(state, "dynamic_scale") == 4.0
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_no_dense_gradient_is_made(amsgrad):
+    """Nothing is added up into a table, and no array of its shape is read but its own and those of its moments."""
+    table = jnp.zeros((1000, 8))
+    gradient = ok.RowUpdates(jnp.arange(16), jnp.ones((16, 8)))
+    tx = ok.kadam(amsgrad=amsgrad, global_clipnorm=1.0)
+    lowered = jax.jit(tx.update, donate_argnums=1).lower(gradient, tx.init(table), table)
+    scatters = re.findall(r'"stablehlo.scatter".*?\) -> tensor<([\dx]+)xf32>', lowered.as_text(), re.DOTALL)
+    assert sorted(shape for shape in scatters if shape == "1000x8") == ["1000x8"] * 2
+    adding = re.findall(
+        r'"stablehlo.scatter"(?:(?!stablehlo.return).)*?stablehlo.add.*?-> tensor<([\dx]+)xf32>',
+        lowered.as_text(),
+        re.DOTALL,
+    )
+    assert "1000x8" not in adding
+    compiled = lowered.compile()
+    aliased = compiled.as_text().count("may-alias") + compiled.as_text().count("must-alias")
+    assert aliased >= (5 if amsgrad else 4)  # The moments, the count and the learning rate.
+
+
+@pytest.mark.parametrize("runner", ["tfk-eager", "legacy-eager"])
+@pytest.mark.parametrize(
+    "case_id", ["sparse_dup", "sparse_nodup", "sparse_dup_clipvalue", "sparse_dup_global_clipnorm"]
+)
+def test_recorded_sparse_runs(case_id, runner):
+    """TensorFlow clips the rows before it adds them up; its formula for rows rounds otherwise than the dense one."""
+    case, recorded = CASES[case_id], golden(case_id)
+    tx = build(case, runner.split("-")[0])
+    params = [jnp.asarray(p) for p in split(INPUTS["init"])]
+    state, start = tx.init(params), flatten(split(INPUTS["init"]))
+    for step in range(1, case["n_steps"] + 1):
+        tree = [jnp.asarray(g) for g in split(INPUTS[case["grads"]][step - 1])]
+        tree[2] = ok.RowUpdates(*(jnp.asarray(INPUTS[f"{case['grads']}_{part}"][step - 1]) for part in ("idx", "val")))
+        updates, state = tx.update(tree, state, params)
+        params = optax.apply_updates(params, updates)
+        if step in case["snapshots"]:
+            wanted = recorded[f"{runner}/p"][case["snapshots"].index(step)]
+            movement = np.abs(recorded[f"{runner}/p"] - start).max()
+            assert share(flatten(params), wanted, movement) <= BOUNDS[runner]
+
+
+BOUNDS = {"tfk-eager": 1e-6, "legacy-eager": 1e-6}
+
+
+def test_an_embedding_of_flax_in_three_lines():
+    model = nnx.Embed(ROWS, 5, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, ok.kadam(0.1), wrt=nnx.Param)
+    ids = jnp.array([[1, 2], [2, 16]])
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, gradient = ok.value_and_row_grad(lambda rows: jnp.mean((rows - 1.0) ** 2))(model.embedding[...], ids)
+        optimizer.update(model, nnx.State({"embedding": nnx.Param(gradient)}))
+        return loss
+
+    losses = [float(step(model, optimizer)) for _ in range(60)]
+    assert losses[-1] < 0.01 * losses[0]
+
+
+def test_rows_of_padding_are_read_as_zero_and_have_no_gradient():
+    table = jnp.arange(6.0).reshape(3, 2)
+    _, gradient = ok.value_and_row_grad(lambda rows: jnp.sum(rows**2))(table, jnp.array([-1, 3, 1]))
+    assert gradient.values.tolist() == [[0.0, 0.0], [0.0, 0.0], [4.0, 6.0]]
+
+
+BAD = {
+    r"`indices` must be integers. Received: float32\[2\]": (
+        TypeError,
+        lambda: ok.RowUpdates(jnp.zeros(2), jnp.zeros((2, 5))),
+    ),
+    "`values` must be floating-point numbers. Received: int32": (
+        TypeError,
+        lambda: ok.RowUpdates(jnp.arange(2), jnp.ones((2, 5), jnp.int32)),
+    ),
+    r"values of shape \(3, 5\) for indices of shape \(2,\)": (
+        ValueError,
+        lambda: ok.RowUpdates(jnp.arange(2), jnp.zeros((3, 5))),
+    ),
+    r"rows of shape \(4,\) for a table of shape \(17, 5\)": (
+        ValueError,
+        lambda: update(ok.RowUpdates(jnp.arange(2), jnp.zeros((2, 4)))),
+    ),
+    "must be of a dtype that reaches every row. Received: int8, which ends at 127, for a table of 300 rows": (
+        ValueError,
+        lambda: update(ok.RowUpdates(jnp.arange(2, dtype=jnp.int8), jnp.zeros((2, 5))), jnp.zeros((300, 5))),
+    ),
+    "`params` must be given: a gradient of rows needs to know how many rows there are": (
+        ValueError,
+        lambda: update(ok.RowUpdates(jnp.arange(2), jnp.zeros((2, 5))), None),
+    ),
+}
+
+
+def update(gradient, params=0):
+    tx, table = ok.kadam(), jnp.zeros((ROWS, *ROW))
+    params = table if isinstance(params, int) else params
+    return tx.update(gradient, tx.init(table if params is None else params), params)
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_messages(message):
+    error, call = BAD[message]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_one_clip_over_dense_parameters_and_a_table():
+    """A model with both: the norm is that of all gradients, and the steps are those of one `kadam` over all."""
+    rng = np.random.default_rng(0)
+    dense, values = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 3), (50, 4)))
+    clip, tx, rows_of = ok.clip_by_global_norm(0.5), ok.kadam(0.01), ok.deferred_rows(0.01)
+
+    def loss(rows, dense, target):
+        return jnp.mean((rows @ dense - target) ** 2)
+
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def step(dense, state, table, ids, target):
+        rows, table = rows_of.read(table, ids)
+        of_rows, of_dense = jax.grad(loss, (0, 1))(rows, dense, target)
+        params = {"dense": dense, "table": table.values}
+        gradients = {"dense": of_dense, "table": ok.RowUpdates(ids, of_rows)}
+        clipped, _ = clip.update(gradients, clip.init(params), params)
+        updates, state = tx.update(clipped["dense"], state, dense)
+        table = rows_of.update(table, clipped["table"].indices, clipped["table"].values)
+        return optax.apply_updates(dense, updates), state, table
+
+    whole = ok.kadam(0.01, global_clipnorm=0.5)
+
+    @jax.jit
+    def whole_step(params, state, ids, target):
+        gradients = jax.grad(lambda params: loss(params["table"][ids], params["dense"], target))(params)
+        updates, state = whole.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = {"dense": dense, "table": values}
+    state, whole_state, table = tx.init(dense), whole.init(params), rows_of.init(values)
+    for _ in range(300):
+        ids = jnp.asarray(rng.integers(0, 50, size=8))
+        target = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
+        dense, state, table = step(dense, state, table, ids, target)
+        params, whole_state = whole_step(params, whole_state, ids, target)
+    final, table = rows_of.flush(table)
+    movement = np.abs(params["table"] - values).max()
+    assert share(np.asarray(final), np.asarray(params["table"]), movement) <= 2e-5  # 8.2e-6 measured.
+    assert share(np.asarray(dense), np.asarray(params["dense"]), movement) <= 2e-5
+    assert table.iterations == optax.tree.get(state, "iterations") == 300
