@@ -3,7 +3,7 @@
 Each is a frozen dataclass whose fields are Keras's arguments, so that `get_config` pastes back into Keras, and
 whose instances are optax schedules. The arithmetic is that of Keras run op by op. Compiled, Keras divides by a
 constant through its reciprocal, which moves a staircase or a restart by a whole period and turns
-`PolynomialDecay(power=0.5)` into NaN past its end; `_constant` and `_rounded` keep the compiler from either, so
+`PolynomialDecay(power=0.5)` into NaN past its end; `opaque` and `rounded` keep the compiler from either, so
 these schedules give one answer, jitted or not.
 
 Source: `keras/src/optimizers/schedules/learning_rate_schedule.py` (Keras 3.15).
@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from optax_kadam import _check
+from optax_kadam._xla import opaque, rounded
 
 __all__ = [
     "CosineDecay",
@@ -30,24 +30,13 @@ __all__ = [
 ]
 
 
-def _constant(value: float | jax.Array) -> jax.Array:
-    """`value` in float32, out of the compiler's sight: dividing by it stays a division."""
-    return lax.optimization_barrier(jnp.asarray(value, jnp.float32))
-
-
-def _rounded(product: jax.Array) -> jax.Array:
-    """`product`, rounded before it is added to: a clip, which keeps finite numbers, stops a multiply-add."""
-    finfo = jnp.finfo(jnp.float32)
-    return jnp.clip(product, finfo.min, finfo.max)
-
-
 def inverse_time(rate: jax.Array, decay: float | jax.Array, iterations: jax.Array) -> jax.Array:
     """`rate / (1 + decay * iterations)`, the `decay` argument of legacy Keras (`OptimizerV2._decayed_lr`)."""
-    return rate / (1.0 + _rounded(_constant(decay) * iterations.astype(jnp.float32)))
+    return rate / (1.0 + rounded(opaque(decay) * iterations.astype(jnp.float32)))
 
 
 def _half_cosine(fraction: jax.Array) -> jax.Array:
-    return 0.5 * (1.0 + jnp.cos(_constant(math.pi) * fraction))
+    return 0.5 * (1.0 + jnp.cos(opaque(math.pi) * fraction))
 
 
 # Keras chooses between the two formulas of each of these with `ops.cond`, which compiles them even in an eager run:
@@ -94,7 +83,7 @@ class _Schedule:
     def _cast(self, value: float) -> jax.Array:
         """`value` as Keras casts it: to the type of `initial_learning_rate`, so that an int there truncates it."""
         initial = getattr(self, "initial_learning_rate")  # noqa: B009
-        return _constant(int(value) if isinstance(initial, int) else value)
+        return opaque(int(value) if isinstance(initial, int) else value)
 
 
 def _check_numbers(schedule: _Schedule, *names: str, steps: str) -> None:
@@ -178,7 +167,7 @@ class InverseTimeDecay(_Schedule):
         p = step.astype(jnp.float32) / self._cast(self.decay_steps)
         if self.staircase:
             p = jnp.floor(p)
-        return self._cast(self.initial_learning_rate) / (1.0 + _rounded(self._cast(self.decay_rate) * p))
+        return self._cast(self.initial_learning_rate) / (1.0 + rounded(self._cast(self.decay_rate) * p))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +211,7 @@ class PiecewiseConstantDecay(_Schedule):
 
     def _rate(self, step: jax.Array) -> jax.Array:
         boundaries = [jnp.asarray(boundary).astype(step.dtype) for boundary in self.boundaries]
-        first, *middle, last = (_constant(value) for value in self.values)
+        first, *middle, last = (opaque(value) for value in self.values)
         # A sum, not a search: Keras adds up what overlaps where boundaries are not sorted.
         rate = jnp.where(step <= boundaries[0], first, 0.0) + jnp.where(step > boundaries[-1], last, 0.0)
         for low, high, value in zip(boundaries[:-1], boundaries[1:], middle, strict=True):
@@ -271,12 +260,12 @@ class PolynomialDecay(_Schedule):
         initial, end = self._cast(self.initial_learning_rate), self._cast(self.end_learning_rate)
         decay_steps = self._cast(self.decay_steps)
         if self.cycle:
-            cycles = jnp.ceil(step / _constant(self.decay_steps))
+            cycles = jnp.ceil(step / opaque(self.decay_steps))
             decay_steps *= jnp.where(step == 0.0, 1.0, cycles)
         else:
             step = jnp.minimum(step, decay_steps)
         remaining = jnp.power(1.0 - step / decay_steps, self._cast(self.power))
-        return _rounded((initial - end) * remaining) + end
+        return rounded((initial - end) * remaining) + end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,10 +310,10 @@ class CosineDecay(_Schedule):
     def _rate(self, step: jax.Array) -> jax.Array:
         step = step.astype(jnp.float32)
         initial, decay_steps = self._cast(self.initial_learning_rate), self._cast(self.decay_steps)
-        share, alpha = _constant(1 - self.alpha), _constant(self.alpha)
+        share, alpha = opaque(1 - self.alpha), opaque(self.alpha)
         if self.warmup_target is None:
             cosine = _half_cosine(jnp.minimum(step, decay_steps) / decay_steps)
-            return initial * (_rounded(share * cosine) + alpha)
+            return initial * (rounded(share * cosine) + alpha)
         target, warmup_steps = self._cast(self.warmup_target), self._cast(self.warmup_steps)
         step = jnp.minimum(step, decay_steps + warmup_steps)
         return _warmup_then_cosine(step, warmup_steps, decay_steps, initial, target, share, alpha)
@@ -373,5 +362,5 @@ class CosineDecayRestarts(_Schedule):
         fraction = step.astype(jnp.float32) / self._cast(self.first_decay_steps)
         restarts, fraction = _restarts(fraction, self._cast(self.t_mul))
         height = jnp.power(self._cast(self.m_mul), restarts)
-        cosine = 0.5 * height * (1.0 + jnp.cos(_constant(math.pi) * fraction))
-        return initial * (_rounded((1.0 - alpha) * cosine) + alpha)
+        cosine = 0.5 * height * (1.0 + jnp.cos(opaque(math.pi) * fraction))
+        return initial * (rounded((1.0 - alpha) * cosine) + alpha)
