@@ -185,7 +185,7 @@ def check_indices(indices: jax.Array, count: int | None = None) -> None:
         raise TypeError(
             f"`indices` must be integers. Received: {indices.dtype.name}{list(indices.shape)}. Convert them with "
             "`astype(jnp.int32)`; if `jax.tree.map` or `jax.lax.pmean` went over a gradient of rows, indices and all, "
-            "use `scale_gradients` and `add_gradients` in its place."
+            "use `ok.scale_gradients` and `ok.add_gradients` in its place."
         )
     largest = jnp.iinfo(indices.dtype).max
     if count is not None and count - 1 > largest:

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ from jax.experimental import io_callback
 
 from optax_kadam import _check
 
-Array = TypeVar("Array", jax.Array, np.ndarray)
 Schedule = Callable[..., jax.typing.ArrayLike]  # From the step, counted from 0, or from nothing, to a number.
 Hyperparameter = float | jax.Array | Schedule
 
@@ -41,16 +39,17 @@ def at_step(name: str, value: Hyperparameter, *bounds: tuple[str, float]) -> Cal
         constant = _check.number(name, value, *bounds, remedy="A schedule or a callable without arguments will do too.")
         return lambda step: constant
     if takes_no_argument(value):
-        shape = jax.ShapeDtypeStruct((), jnp.float32)
-        return lambda step: io_callback(lambda: _scalar(name, np.asarray(value(), np.float32)), shape)
-    return lambda step: _scalar(name, jnp.asarray(value(step))).astype(jnp.float32)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        return lambda step: io_callback(lambda: np.asarray(_number(name, value()), np.float32), scalar)
+    return lambda step: jnp.asarray(_number(name, value(step))).astype(jnp.float32)
 
 
-def _scalar(name: str, value: Array) -> Array:
+def _number(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     """Return what a schedule or a callable gave, if it is one number."""
-    if value.shape or not jnp.issubdtype(value.dtype, jnp.number):
+    dtype = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
+    if np.shape(value) or not jnp.issubdtype(dtype, jnp.number):
         raise ValueError(
-            f"`{name}` must give one number at a step, as a schedule or a callable. "
-            f"Received: {value.dtype.name}{list(value.shape)}. Return a scalar."
+            f"`{name}` must be a scalar at every step, where it is a schedule or a callable. "
+            f"Received: {dtype.name}{list(np.shape(value))}. Return one number."
         )
     return value

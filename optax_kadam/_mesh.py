@@ -66,9 +66,9 @@ def _check_named(varying: frozenset[str], axis_names: tuple[str, ...] | None) ->
     unnamed = sorted(varying.difference(axis_names or ()))
     if unnamed and axis_names != ():
         raise ValueError(
-            "`axis_name` must name every mesh axis along which gradients differ from shard to shard. "
-            f"Received: axis_name={axis_names!r}, and gradients that vary over {', '.join(map(repr, unnamed))}. "
-            f"Pass axis_name={tuple(sorted(varying))!r}, or axis_name=() if each shard is meant alone."
+            f"`axis_name` must name every mesh axis that gradients vary over, {', '.join(map(repr, unnamed))} too. "
+            f"Received: axis_name={axis_names!r}. Pass axis_name={tuple(sorted(varying))!r}, or axis_name=() if each "
+            "shard is meant alone."
         )
 
 

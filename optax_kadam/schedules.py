@@ -45,7 +45,7 @@ def _half_cosine(fraction: jax.Array) -> jax.Array:
 
 @jax.jit
 def _warmup_then_cosine(step, warmup_steps, decay_steps, initial, target, share, alpha):
-    warming = (target - initial) * (step / warmup_steps) + initial
+    warming = (target - initial) * (step / jnp.where(warmup_steps == 0, 1.0, warmup_steps)) + initial
     decaying = target * (share * _half_cosine((step - warmup_steps) / decay_steps) + alpha)
     return jnp.where(step < warmup_steps, warming, decaying)
 
@@ -53,11 +53,11 @@ def _warmup_then_cosine(step, warmup_steps, decay_steps, initial, target, share,
 @jax.jit
 def _restarts(fraction, t_mul):
     """Return how many periods have passed, and the share of the present one that has."""
-    equal = jnp.floor(fraction)
+    is_equal, equal = t_mul == 1.0, jnp.floor(fraction)
+    t_mul = jnp.where(is_equal, 2.0, t_mul)  # The formulas below divide by 0 for 1; then they are not used.
     geometric = jnp.floor(jnp.log(1.0 - fraction * (1.0 - t_mul)) / jnp.log(t_mul))
     growth = jnp.power(t_mul, geometric)
     before = (1.0 - growth) / (1.0 - t_mul)
-    is_equal = t_mul == 1.0
     return jnp.where(is_equal, equal, geometric), jnp.where(is_equal, fraction - equal, (fraction - before) / growth)
 
 

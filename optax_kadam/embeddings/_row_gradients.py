@@ -14,11 +14,13 @@ from optax_kadam._gradients import (
     arrays_of,
     distinct_rows,
     is_gradient,
+    is_rows,
     map_values,
     normal_rows,
     within,
 )
 from optax_kadam._mesh import in_auto_axes, spec_of_rows
+from optax_kadam._precision import arithmetic_dtype
 
 
 def value_and_row_grad(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, RowUpdates]]:
@@ -124,9 +126,8 @@ def global_norm(tree: optax.Updates) -> jax.Array:
       >>> print(global_norm([jnp.array([2.0]), RowUpdates(jnp.array([5, 5, -1]), jnp.array([1.0, 2.0, 9.0]))]))
       3.6055512
     """
-    leaves = jax.tree.leaves(arrays_of(tree), is_leaf=is_gradient)
-    leaves = [_without_duplicates(leaf) if isinstance(leaf, RowUpdates) else leaf for leaf in leaves]
-    return jnp.asarray(optax.tree.norm([leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]))
+    arrays = jax.tree.leaves(jax.tree.map(_without_duplicates, arrays_of(tree), is_leaf=is_rows))
+    return jnp.asarray(optax.tree.norm([array.astype(arithmetic_dtype(*arrays)) for array in arrays]))
 
 
 def _added(a: Any, b: Any) -> Any:
@@ -143,8 +144,10 @@ def _added(a: Any, b: Any) -> Any:
     return a + b
 
 
-def _without_duplicates(gradient: RowUpdates) -> jax.Array:
-    """Return the values of distinct rows, whose norm is that of the dense gradient."""
+def _without_duplicates(gradient: Any) -> Any:
+    """Return the values of distinct rows, whose norm is that of the dense gradient; an array as it is."""
+    if not isinstance(gradient, RowUpdates):
+        return gradient
     largest = jnp.iinfo(jnp.int32).max
     normal = normal_rows(gradient, (largest, *gradient.values.shape[gradient.indices.ndim :]))
     return distinct_rows(normal, largest).values
