@@ -26,7 +26,8 @@ import orbax.checkpoint as ocp
 
 from optax_kadam.commands._progress import all_stored, size, watched
 from optax_kadam.keras_files import _match
-from optax_kadam.keras_files._training import KerasTraining, opened, read
+from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._training import KerasTraining, read
 
 
 def convert(path: pathlib.Path, out: pathlib.Path, config: Mapping[str, Any] | None, rename: Mapping[str, str]) -> str:

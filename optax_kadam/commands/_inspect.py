@@ -13,7 +13,8 @@ from optax_kadam._kadam import kadam
 from optax_kadam.commands._progress import size, watched
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._training import KerasTraining, opened, read
+from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._training import KerasTraining, read
 
 _CHUNK = 1 << 20  # Elements that are widened to float64 at a time.
 _UNKNOWN = "not in the file"

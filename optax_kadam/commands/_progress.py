@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._stored import Stored
+from optax_kadam.keras_files._lazy_array import Stored
 
 
 @contextlib.contextmanager

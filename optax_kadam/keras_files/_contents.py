@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optax_kadam.keras_files._stored import Stored
+from optax_kadam.keras_files._lazy_array import Stored
 
 
 @dataclasses.dataclass(frozen=True)

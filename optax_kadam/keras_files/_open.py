@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive, open_archive, parse_json, read_shards
+from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive, open_archive, read_shards
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
 from optax_kadam.keras_files.containers._tf_checkpoint import read_checkpoint
 from optax_kadam.keras_files.layouts._graphs import graph_contents

@@ -19,9 +19,9 @@ import optax
 
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
+from optax_kadam.keras_files._lazy_array import Stored
 from optax_kadam.keras_files._match import Rename, leaf_path, owners
 from optax_kadam.keras_files._open import opened
-from optax_kadam.keras_files._stored import Stored
 from optax_kadam.keras_files.containers._archive import WEIGHTS
 
 _BUILT = "Train it for a step in Keras, or call `optimizer.build(model.trainable_variables)`, and save it again."

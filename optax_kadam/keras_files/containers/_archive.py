@@ -4,7 +4,6 @@ A zip carries a CRC-32 of each member, which is verified here before anything in
 """
 
 import contextlib
-import json
 import pathlib
 import shutil
 import struct
@@ -13,7 +12,9 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from optax_kadam.keras_files.containers._hdf5 import Group, read_hdf5
+from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files._named_arrays import Group
+from optax_kadam.keras_files.containers._hdf5 import read_hdf5
 
 WEIGHTS = "model.weights.h5"
 _CHUNK = 1 << 22
@@ -97,19 +98,6 @@ def open_archive(path: pathlib.Path) -> Iterator[Archive]:
         return
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as zipped:
         yield Archive(path, pathlib.Path(folder), zipped)
-
-
-def parse_json(text: bytes, where: Any) -> dict[str, Any]:
-    """Return the JSON object in `text`, read from `where`."""
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"A configuration must be JSON: {error}. Received: {str(where)!r}. The file is damaged: copy it again."
-        ) from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"A configuration must be a JSON object. Received: {type(parsed).__name__} in {str(where)!r}.")
-    return parsed
 
 
 def read_shards(index: dict[str, Any], where: str, read: Any) -> Group:

@@ -6,7 +6,6 @@ that leave the file, datasets that reach past its end, anything that libhdf5 can
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -17,34 +16,15 @@ import selectors
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.keras_files._stored import Stored, read_into_place
+from optax_kadam.keras_files._lazy_array import Stored, read_into_place
+from optax_kadam.keras_files._named_arrays import Group
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """A group: its attributes, and its arrays and groups by name. `created` grows in the order of creation."""
-
-    attrs: Mapping[str, Any]
-    arrays: Mapping[str, Stored]
-    groups: Mapping[str, "Group"]
-    created: int
-
-    def at(self, path: str) -> "Group | None":
-        """Return the group at `path`, relative to this one, or None."""
-        group = self
-        for name in filter(None, path.split("/")):
-            if name not in group.groups:
-                return None
-            group = group.groups[name]
-        return group
 
 
 def read_hdf5(path: pathlib.Path, start: int = 0, size: int | None = None) -> Group:

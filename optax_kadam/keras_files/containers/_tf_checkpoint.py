@@ -20,7 +20,8 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.keras_files._stored import Stored, read_into_place
+from optax_kadam.keras_files._lazy_array import Stored, read_into_place
+from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.containers._crc32c import crc32c, unmask
 
 _GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -31,24 +32,6 @@ _DTYPES = {1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "i
 _DTYPES |= {14: "bfloat16", 17: "uint16", 19: "float16", 22: "uint32", 23: "uint64"}
 _MOST_DIMENSIONS = 32  # Of an array in numpy 1.
 _FIXED = {1: 8, 5: 4}  # The bytes of protobuf's wire types for numbers of a fixed length.
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """An object of the graph. Other objects are given by their indices in `Checkpoint.nodes`."""
-
-    children: dict[str, int]
-    full_name: str | None  # Of its variable, if it is one.
-    key: str | None  # The variable's in `Checkpoint.tensors`.
-    slots: list[tuple[int, str, int]]  # A variable, the name of a slot, the slot.
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds."""
-
-    tensors: dict[str, Stored]
-    nodes: list[Node]  # The first is the root.
 
 
 def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:

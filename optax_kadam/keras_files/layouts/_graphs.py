@@ -14,8 +14,8 @@ from typing import Any
 
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import Contents, Slots, Variable, check_name, guessed
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._tf_checkpoint import Checkpoint, Node
+from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.layouts._layers import NOT_WEIGHTS
 
 _LISTS = {

@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._hdf5 import Group
+from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._builtin_layers import ALIASES, ATTENTION, SUBLAYERS, SWITCHES, VARIABLES
 
 _LISTS = ("layers", "_layer_checkpoint_dependencies")  # The latter: Keras 2.12 and 2.13.

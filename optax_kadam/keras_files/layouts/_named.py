@@ -15,9 +15,9 @@ from typing import Any
 
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import Contents, Slots, Variable, guessed
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._archive import parse_json
-from optax_kadam.keras_files.containers._hdf5 import Group
+from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._named_arrays import Group
 
 _DAMAGED = "The file is damaged, or no Keras wrote it."
 _TF_SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max", "average": "average"}

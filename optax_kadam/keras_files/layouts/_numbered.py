@@ -19,8 +19,8 @@ from typing import Any
 
 from optax_kadam.config._parse import OptimizerConfig, parse
 from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._hdf5 import Group
+from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_order
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from optax_kadam.keras_files._contents import Variable, with_unique_paths
-from optax_kadam.keras_files._stored import Stored
+from optax_kadam.keras_files._lazy_array import Stored
 from optax_kadam.keras_files.layouts._layers import Layer
 
 Shapes = Sequence[tuple[int, ...]]

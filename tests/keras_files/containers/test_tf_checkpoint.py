@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optax_kadam.keras_files._named_arrays import Node
 from optax_kadam.keras_files.containers._crc32c import crc32c, unmask
-from optax_kadam.keras_files.containers._tf_checkpoint import Node, read_checkpoint
+from optax_kadam.keras_files.containers._tf_checkpoint import read_checkpoint
 
 FILES = pathlib.Path(__file__).parents[2] / "golden" / "files"
 SAMPLES = sorted(str(index.relative_to(FILES).with_suffix("")) for index in FILES.rglob("*.index"))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._tf_checkpoint import Checkpoint, Node
+from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.layouts._graphs import graph_contents
 
 
