@@ -166,7 +166,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="what Keras saved, of any format that load_keras reads")
     parser.add_argument(
         "--config",
-        type=_optimizer_config,
+        type=_config_file,
         metavar="JSON",
         help="file of the optimizer's get_config(), for formats that do not hold it (.weights.h5, checkpoints)",
     )
@@ -181,7 +181,7 @@ def _refusing(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.error(" ".join(str(error).split()))
 
 
-def _optimizer_config(text: str) -> dict[str, Any]:
+def _config_file(text: str) -> dict[str, Any]:
     """Return the optimizer's configuration in the JSON file at the path."""
     try:
         config = json.loads(Path(text).read_bytes())
@@ -195,10 +195,10 @@ def _optimizer_config(text: str) -> dict[str, Any]:
 
 def _renaming(text: str) -> tuple[str, str]:
     """Return both sides of KERAS=HERE."""
-    there, _, here = text.partition("=")
-    if not there or not here:
+    keras_name, _, new_name = text.partition("=")
+    if not keras_name or not new_name:
         raise argparse.ArgumentTypeError(f"must be KERAS=HERE. Received: {text!r}.")
-    return there, here
+    return keras_name, new_name
 
 
 def _integer(low: int, high: int | None) -> Callable[[str], int]:

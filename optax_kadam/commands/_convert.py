@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from optax_kadam.commands._progress import all_stored, size, watched
+from optax_kadam.commands._progress import lazy_arrays, size, watched
 from optax_kadam.keras_files import _match
 from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files._training import KerasTraining, read
@@ -50,7 +50,7 @@ def convert(path: pathlib.Path, out: pathlib.Path, config: Mapping[str, Any] | N
     _check_free(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kadam-") as folder:
         with opened(path, config) as contents, watched(contents) as contents:
-            _check_room(out.parent, sum(map(size, all_stored(contents))))
+            _check_room(out.parent, sum(map(size, lazy_arrays(contents))))
             training = read(contents)
         with ocp.StandardCheckpointer() as checkpointer:
             metadata = {"generation": training.generation, "optimizer": training.config}
@@ -85,13 +85,13 @@ def _check_room(folder: pathlib.Path, needed: int) -> None:
 
 def _tree(training: KerasTraining, rename: Mapping[str, str]) -> dict[str, Any]:
     """Return what the checkpoint holds."""
-    here = flax_paths(training.variables, rename)
+    flax_path_of = flax_paths(training.variables, rename)
     trainable = training.mu or {}
-    like = {here[path]: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for path, mu in trainable.items()}
-    others = {here[path]: array for path, array in training.variables.items() if path not in trainable}
+    like = {flax_path_of[path]: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for path, mu in trainable.items()}
+    others = {flax_path_of[path]: array for path, array in training.variables.items() if path not in trainable}
     # JAX has arrays of 64 bits only where it is told so.
     with jax.enable_x64(any(leaf.dtype.itemsize == 8 for leaf in like.values())):
-        params, opt_state = training.restore(_nested(like), rename=here.get)
+        params, opt_state = training.restore(_nested(like), rename=flax_path_of.get)
         arrays = jax.tree.map(np.asarray, {"params": params, "opt_state": opt_state})
     return arrays | {"non_trainable": _nested(others)}
 
@@ -112,18 +112,18 @@ def flax_paths(variables: Iterable[str], rename: Mapping[str, str]) -> dict[str,
     if model in rename or all(path.count("/") == 1 for path in paths):
         model = None
     renamed = {path: _match.renamed(path, rename) for path in paths}
-    here = {
+    new_paths = {
         path: _match.flax_path(new, without_model=model is not None and new.startswith(f"{model}/"))
         for path, new in renamed.items()
     }
-    _check_nestable(here)
-    return here
+    _check_nestable(new_paths)
+    return new_paths
 
 
-def _check_nestable(here: Mapping[str, str]) -> None:
+def _check_nestable(new_paths: Mapping[str, str]) -> None:
     """Refuse two variables at one path, and one at a path that leads on to another."""
     owners: dict[str, str] = {}
-    for path, new in here.items():
+    for path, new in new_paths.items():
         if new in owners:
             raise ValueError(
                 f"Each variable must have a path of its own. Received: {new!r} for {owners[new]!r} and for {path!r}. "

@@ -108,8 +108,8 @@ def _problem(epochs: int, batch_size: int, seed: int) -> _Problem:
         start += [rng.uniform(-limit, limit, (inputs, outputs)).astype(np.float32), np.zeros(outputs, np.float32)]
     images, labels = (pixels / 16).astype(np.float32), digits.astype(np.int32)
     batches = len(images) // batch_size
-    rows = [rng.permutation(len(images))[: batches * batch_size] for _ in range(epochs)]
-    return _Problem(images, labels, start, np.reshape(rows, (epochs, batches, batch_size)))
+    order = [rng.permutation(len(images))[: batches * batch_size] for _ in range(epochs)]
+    return _Problem(images, labels, start, np.reshape(order, (epochs, batches, batch_size)))
 
 
 def _optax_recipe(
@@ -162,8 +162,8 @@ def _train_keras(problem: _Problem, keras: ModuleType, hyperparameters: dict[str
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     for epoch in problem.epochs:
-        rows = epoch.ravel()
-        model.fit(problem.images[rows], problem.labels[rows], batch_size=epoch.shape[1], shuffle=False, verbose=0)
+        order = epoch.ravel()
+        model.fit(problem.images[order], problem.labels[order], batch_size=epoch.shape[1], shuffle=False, verbose=0)
         yield model.get_weights()
 
 
@@ -177,8 +177,8 @@ def _train_flax(problem: _Problem, tx: optax.GradientTransformation) -> Iterator
         optimizer.update(model, nnx.grad(_loss)(model, images, labels))
 
     for epoch in problem.epochs:
-        for rows in epoch:
-            step(model, optimizer, problem.images[rows], problem.labels[rows])
+        for batch in epoch:
+            step(model, optimizer, problem.images[batch], problem.labels[batch])
         yield model.weights()
 
 

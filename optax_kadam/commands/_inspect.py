@@ -30,7 +30,7 @@ def describe(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> str
         heading = _heading(path, read(_without_arrays(contents)), contents.slots is not None)
         width = max(map(len, heading))
         lines = [f"{name:{width}}  {value}" for name, value in heading.items()]
-        return "\n".join([*lines, "", *_aligned(_rows(contents)), "", _total(contents)])
+        return "\n".join([*lines, "", *_aligned(_table(contents)), "", _total(contents)])
 
 
 def _without_arrays(contents: Contents) -> Contents:
@@ -91,17 +91,17 @@ def _shown(value: Any) -> str:
     return repr(value)
 
 
-def _rows(contents: Contents) -> Iterable[Sequence[str]]:
+def _table(contents: Contents) -> Iterable[Sequence[str]]:
     """Yield the head of the table and a row for each variable; no cell has a space, which separates them."""
     slots = contents.slots.arrays() if contents.slots else {}
     yield "variable", "trainable", "shape", "dtype", "norm", *(f"{name}_norm" for name in slots)
     trainable = [variable for variable in contents.variables if variable.is_trainable]
     for i, variable in enumerate([*trainable, *(v for v in contents.variables if not v.is_trainable)]):
-        stored = variable.stored
-        shape = "x".join(map(str, stored.shape)) or "()"
+        weights = variable.array
+        shape = "x".join(map(str, weights.shape)) or "()"
         norms = [_norm(arrays[i].read()) if variable.is_trainable else "-" for arrays in slots.values()]
-        cells = variable.path.replace(" ", "_"), "yes" if variable.is_trainable else "no", shape, str(stored.dtype)
-        yield *cells, _norm(stored.read()), *norms
+        cells = variable.path.replace(" ", "_"), "yes" if variable.is_trainable else "no", shape, str(weights.dtype)
+        yield *cells, _norm(weights.read()), *norms
 
 
 def _norm(array: np.ndarray) -> str:
@@ -110,28 +110,28 @@ def _norm(array: np.ndarray) -> str:
     return f"{math.sqrt(sum(float(chunk @ chunk) for chunk in chunks)):.6g}"
 
 
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+def _aligned(table: Iterable[Sequence[str]]) -> list[str]:
     """Return the rows as lines, text to the left and numbers to the right."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = list(table)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
             cell.rjust(width) if i > 3 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        for row in rows
+        for line in lines
     ]
 
 
 def _total(contents: Contents) -> str:
-    weights = [variable.stored for variable in contents.variables]
-    trainable = [variable.stored for variable in contents.variables if variable.is_trainable]
-    counts = [sum(math.prod(stored.shape) for stored in arrays) for arrays in (weights, trainable)]
+    weights = [variable.array for variable in contents.variables]
+    trainable = [variable.array for variable in contents.variables if variable.is_trainable]
+    counts = [sum(math.prod(array.shape) for array in arrays) for arrays in (weights, trainable)]
     total = (
         f"total: {len(weights)} variables, {counts[0]:,} parameters ({counts[1]:,} trainable), "
         f"{sum(map(size, weights)):,} bytes"
     )
     if contents.slots is None:
         return total
-    state = sum(size(stored) for arrays in contents.slots.arrays().values() for stored in arrays)
+    state = sum(size(array) for arrays in contents.slots.arrays().values() for array in arrays)
     return f"{total}, and {state:,} bytes of optimizer state"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 
 
 @contextlib.contextmanager
@@ -26,19 +26,19 @@ def watched(contents: Contents) -> Iterator[Contents]:
         return
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=sum(map(size, all_stored(contents))))
+        task = progress.add_task("reading", total=sum(map(size, lazy_arrays(contents))))
         yield _reporting(contents, lambda count: progress.advance(task, count))
 
 
-def size(stored: Stored) -> int:
+def size(array: LazyArray) -> int:
     """Return the bytes of an array."""
-    return math.prod(stored.shape) * stored.dtype.itemsize
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
-def all_stored(contents: Contents) -> Iterator[Stored]:
+def lazy_arrays(contents: Contents) -> Iterator[LazyArray]:
     """Yield the weights, then the arrays of the optimizer."""
     for variable in contents.variables:
-        yield variable.stored
+        yield variable.array
     for arrays in contents.slots.arrays().values() if contents.slots else ():
         yield from arrays
 
@@ -46,18 +46,18 @@ def all_stored(contents: Contents) -> Iterator[Stored]:
 def _reporting(contents: Contents, report: Callable[[int], None]) -> Contents:
     """Return the contents, whose arrays report their bytes once they are read."""
 
-    def wrapped(stored: Stored) -> Stored:
+    def wrapped(lazy: LazyArray) -> LazyArray:
         def read() -> np.ndarray:
-            array = stored.read()
-            report(size(stored))
+            array = lazy.read()
+            report(size(lazy))
             return array
 
-        return dataclasses.replace(stored, read=read)
+        return dataclasses.replace(lazy, read=read)
 
     slots = contents.slots
     if slots is not None:
         slots = dataclasses.replace(
             slots, **{name: list(map(wrapped, arrays)) for name, arrays in slots.arrays().items()}
         )
-    variables = [dataclasses.replace(variable, stored=wrapped(variable.stored)) for variable in contents.variables]
+    variables = [dataclasses.replace(variable, array=wrapped(variable.array)) for variable in contents.variables]
     return dataclasses.replace(contents, variables=variables, slots=slots)

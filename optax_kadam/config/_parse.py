@@ -148,11 +148,11 @@ def _parse_adam(config: Mapping[str, Any], generation: str) -> OptimizerConfig:
                 f"`{key}` must be left out of a config with generation={generation!r}, whose Adam does not know it. "
                 f"Received: {key}={value!r}. The keys that it knows: {', '.join(KEYS[generation])}."
             )
-    kept = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
+    known = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
     if "lr" in config and generation == "legacy":
-        kept["learning_rate"] = config["lr"]
+        known["learning_rate"] = config["lr"]
     read = {"learning_rate": _values.read_learning_rate}
-    return OptimizerConfig(generation, {key: read.get(key, _values.plain)(value) for key, value in kept.items()})
+    return OptimizerConfig(generation, {key: read.get(key, _values.plain)(value) for key, value in known.items()})
 
 
 def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Variable:
     """A variable of the model."""
 
     path: str  # As Keras names it: `model/dense/kernel`, in tf_keras `dense/kernel:0`.
-    stored: Stored
+    array: LazyArray
     is_trainable: bool = True
 
 
@@ -23,7 +23,7 @@ _LIKE_ADAM = re.compile(r"(adadelta|adamax|ftrl|lamb|nadam)(_\d+)?", re.IGNORECA
 _NOT_TRAINABLE = re.compile(r".*/(moving_mean|moving_variance)(:0)?")
 
 
-def guessed(variable: Variable) -> Variable:
+def with_guessed_trainability(variable: Variable) -> Variable:
     """Return the variable of a model that was saved without its optimizer, trainable by what its name suggests."""
     return dataclasses.replace(variable, is_trainable=not _NOT_TRAINABLE.fullmatch(variable.path))
 
@@ -44,17 +44,17 @@ class Slots:
     None for what the optimizer does not have, or the format does not store.
     """
 
-    iterations: Stored
-    learning_rate: Stored | None
-    mu: Sequence[Stored]
-    nu: Sequence[Stored]
-    nu_max: Sequence[Stored] | None = None
-    average: Sequence[Stored] | None = None
-    accumulator: Sequence[Stored] | None = None
-    step_counter: Stored | None = None  # Of a loss scale around it, as is the next.
-    dynamic_scale: Stored | None = None
+    iterations: LazyArray
+    learning_rate: LazyArray | None
+    mu: Sequence[LazyArray]
+    nu: Sequence[LazyArray]
+    nu_max: Sequence[LazyArray] | None = None
+    average: Sequence[LazyArray] | None = None
+    accumulator: Sequence[LazyArray] | None = None
+    step_counter: LazyArray | None = None  # Of a loss scale around it, as is the next.
+    dynamic_scale: LazyArray | None = None
 
-    def arrays(self) -> dict[str, Sequence[Stored]]:
+    def arrays(self) -> dict[str, Sequence[LazyArray]]:
         """Return the lists that there are, by the names that they have in the state of `kadam`."""
         lists = {name: getattr(self, name) for name in ("mu", "nu", "nu_max", "average", "accumulator")}
         return {name: arrays for name, arrays in lists.items() if arrays is not None}

@@ -11,7 +11,7 @@ _ALIGNMENT = 64  # Bytes: JAX takes over host memory without a copy if it is ali
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class LazyArray:
     """An array in a file, not read yet. `read` raises a ValueError if it cannot be read whole."""
 
     shape: tuple[int, ...]

@@ -33,7 +33,7 @@ def model_name(paths: Iterable[str]) -> str | None:
     return firsts.pop() if len(firsts) == 1 else None
 
 
-def owners(tree: Any, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
+def match_leaves(tree: Any, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
     """Return, for each leaf of `tree`, the path of Keras's variable that it is.
 
     Args:
@@ -55,11 +55,11 @@ def owners(tree: Any, variables: Sequence[str], rename: Rename, required: Sequen
         return list(variables)[: len(leaves)]
     known = _known_as(variables, rename)
     found = [known.get(path, []) for path in leaves]
-    twice = next((i for i, paths in enumerate(found) if len(paths) > 1), None)
-    if twice is not None:
+    ambiguous = next((i for i, paths in enumerate(found) if len(paths) > 1), None)
+    if ambiguous is not None:
         raise ValueError(
-            f"A leaf must be one of Keras's variables. Received: {leaves[twice]!r}, which could be "
-            f"{' or '.join(found[twice])}. Say which with `rename`."
+            f"A leaf must be one of Keras's variables. Received: {leaves[ambiguous]!r}, which could be "
+            f"{' or '.join(found[ambiguous])}. Say which with `rename`."
         )
     matched = [path for paths in found for path in paths]
     missing = [leaf for leaf, paths in zip(leaves, found, strict=True) if not paths]

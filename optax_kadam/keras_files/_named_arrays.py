@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Group:
     """
 
     attrs: Mapping[str, Any]
-    arrays: Mapping[str, Stored]
+    arrays: Mapping[str, LazyArray]
     groups: Mapping[str, "Group"]
     created: int
 
@@ -43,5 +43,5 @@ class Node:
 class Checkpoint:
     """A TensorFlow checkpoint: its arrays by their keys, and the graph of the objects that were saved."""
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, LazyArray]
     nodes: list[Node]  # The first is the root.

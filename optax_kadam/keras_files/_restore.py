@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_kadam.keras_files._match import Rename, leaf_path, owners
+from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
 
 Arrays = Mapping[str, np.ndarray]
 SLOTS = ("mu", "nu", "nu_max", "average", "accumulator")
@@ -33,22 +33,23 @@ def restore(
       tx: the transformation.
       rename: what Keras's paths are called in `params`.
     """
-    of_leaf = owners(params, list(variables), rename, list(slots["mu"]))
-    restored = _filled(params, params, of_leaf, variables)
+    keras_paths = match_leaves(params, list(variables), rename, list(slots["mu"]))
+    restored = _filled(params, params, keras_paths, variables)
     # What Keras did not train has no slots: they begin as those of a new optimizer, its average at where it stands.
-    idle = {path: array for path, array in variables.items() if path not in slots["mu"]}
+    untrained = {path: array for path, array in variables.items() if path not in slots["mu"]}
     state = tx.init(jax.tree.map(_without_elements, params))
     for name in SLOTS:
-        kept = get(state, name)
-        if (kept is None) != (name not in slots):
-            there, here = ("the file", "`tx`") if kept is None else ("`tx`", "the file")
+        slot = get(state, name)
+        if (slot is None) != (name not in slots):
+            holder, other = ("the file", "`tx`") if slot is None else ("`tx`", "the file")
             raise ValueError(
-                f"The state of `tx` must be what Keras saved. Received: {name!r} in {there}, and not in {here}. "
+                f"The state of `tx` must be what Keras saved. Received: {name!r} in {holder}, and not in {other}. "
                 "Build `tx` with the arguments that Keras's optimizer had."
             )
-        if kept is not None:
-            begun = idle if name == "average" else {path: np.zeros_like(array) for path, array in idle.items()}
-            state = put(state, name, _filled(kept, params, of_leaf, {**begun, **slots[name]}))
+        if slot is not None:
+            zeros = {path: np.zeros_like(array) for path, array in untrained.items()}
+            initial = untrained if name == "average" else zeros
+            state = put(state, name, _filled(slot, params, keras_paths, {**initial, **slots[name]}))
     for name, value in scalars.items():
         if (old := get(state, name)) is not None:
             largest = _LARGEST_COUNT if name == "iterations" else value
@@ -58,7 +59,7 @@ def restore(
 
 def fill(variables: Arrays, tree: Any, rename: Rename) -> Any:
     """Return what `KerasTraining.fill` promises."""
-    return _filled(tree, tree, owners(tree, list(variables), rename, ()), variables)
+    return _filled(tree, tree, match_leaves(tree, list(variables), rename, ()), variables)
 
 
 def get(state: Any, name: str) -> Any:
@@ -81,14 +82,14 @@ def _without_elements(leaf: Any) -> jax.Array:
     return jnp.zeros((0,) * np.ndim(leaf), leaf.dtype)
 
 
-def _filled(tree: Any, params: Any, of_leaf: Sequence[str], arrays: Arrays) -> Any:
+def _filled(tree: Any, params: Any, keras_paths: Sequence[str], arrays: Arrays) -> Any:
     """Return `tree`, whose leaves are some of those of `params`, filled with the arrays of their variables."""
     like = {
         leaf_path(path): (variable, leaf)
-        for (path, leaf), variable in zip(jax.tree.leaves_with_path(params), of_leaf, strict=True)
+        for (path, leaf), variable in zip(jax.tree.leaves_with_path(params), keras_paths, strict=True)
     }
 
-    def placed(path: Any, leaf: Any) -> jax.Array:
+    def place(path: Any, leaf: Any) -> jax.Array:
         variable, param = like[leaf_path(path)]
         array = arrays[variable]
         if np.shape(param) != array.shape or leaf.dtype != array.dtype:
@@ -104,7 +105,7 @@ def _filled(tree: Any, params: Any, of_leaf: Sequence[str], arrays: Arrays) -> A
             )
         return on_device
 
-    return jax.tree.map_with_path(placed, tree)
+    return jax.tree.map_with_path(place, tree)
 
 
 def _placement(leaf: Any) -> Any:

@@ -19,8 +19,8 @@ import optax
 
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._lazy_array import Stored
-from optax_kadam.keras_files._match import Rename, leaf_path, owners
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
 from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files.containers._archive import WEIGHTS
 
@@ -79,8 +79,8 @@ def save_keras(
         whole = weights = pathlib.Path(folder) / "weights"
         _copy_weights(template, weights, is_zip)
         with weights.open("r+b") as file:
-            for stored, array in replaced:
-                file.seek(stored.offset or 0)
+            for old, array in replaced:
+                file.seek(old.offset or 0)
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         rate = _scalar(opt_state, "learning_rate")
         if path.name.endswith(".keras"):
@@ -110,17 +110,17 @@ def _check_formats(path: pathlib.Path, template: pathlib.Path, is_zip: bool) -> 
 
 def _replaced(
     contents: Contents, params: Any, opt_state: Any, rename: Rename, non_trainable: Any
-) -> Iterator[tuple[Stored, np.ndarray]]:
+) -> Iterator[tuple[LazyArray, np.ndarray]]:
     """Yield the arrays of the template with what takes their place."""
     slots = contents.slots
     if slots is None:
         raise ValueError(f"`template` must hold the state of an optimizer. Received: one without. {_BUILT}")
-    trainable = {variable.path: variable.stored for variable in contents.variables if variable.is_trainable}
-    others = {variable.path: variable.stored for variable in contents.variables if not variable.is_trainable}
+    trainable = {variable.path: variable.array for variable in contents.variables if variable.is_trainable}
+    others = {variable.path: variable.array for variable in contents.variables if not variable.is_trainable}
     paths = list(trainable)
-    of_leaf = owners(params, [*paths, *others], rename, paths)
+    keras_paths = match_leaves(params, [*paths, *others], rename, paths)
     leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(params)]
-    variable_of = dict(zip(leaves, of_leaf, strict=True))
+    variable_of = dict(zip(leaves, keras_paths, strict=True))
     in_state = {name for name in _restore.SLOTS if _restore.get(opt_state, name) is not None}
     if in_state != set(slots.arrays()):
         raise ValueError(
@@ -138,24 +138,24 @@ def _replaced(
                 raise ValueError(f"`{name}` must hold every variable. Received: none for {path!r}.")
             yield by_path[path], _fitting(found[path], by_path[path], path, name)
     for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale"):
-        stored, value = getattr(slots, name), _scalar(opt_state, name)
-        if stored is not None and value is not None:
-            yield stored, np.asarray(value, stored.dtype)
-    for path, leaf in zip(of_leaf, jax.tree.leaves(params), strict=True):
+        old, value = getattr(slots, name), _scalar(opt_state, name)
+        if old is not None and value is not None:
+            yield old, np.asarray(value, old.dtype)
+    for path, leaf in zip(keras_paths, jax.tree.leaves(params), strict=True):
         if path in others:
             yield others[path], _fitting(leaf, others[path], path, "params")
     if non_trainable is not None:
-        of_leaf = owners(non_trainable, list(others), rename, ())
-        for path, leaf in zip(of_leaf, jax.tree.leaves(non_trainable), strict=True):
+        keras_paths = match_leaves(non_trainable, list(others), rename, ())
+        for path, leaf in zip(keras_paths, jax.tree.leaves(non_trainable), strict=True):
             yield others[path], _fitting(leaf, others[path], path, "non_trainable")
 
 
-def _fitting(leaf: Any, stored: Stored, path: str, name: str) -> np.ndarray:
+def _fitting(leaf: Any, old: LazyArray, path: str, name: str) -> np.ndarray:
     array = np.asarray(leaf)
-    if array.shape != stored.shape or array.dtype != stored.dtype:
+    if array.shape != old.shape or array.dtype != old.dtype:
         raise ValueError(
             f"`{name}` must have the shapes and dtypes of the template. Received: {array.dtype}{list(array.shape)} "
-            f"for {path!r}, which is {stored.dtype}{list(stored.shape)} there."
+            f"for {path!r}, which is {old.dtype}{list(old.shape)} there."
         )
     return array
 

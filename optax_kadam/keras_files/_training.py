@@ -107,7 +107,7 @@ class KerasTraining:
                 "The file must hold the state of an optimizer. Received: weights alone. "
                 "Use `fill(params)` for those, or save the model after it was compiled and trained."
             )
-        slots = {name: kept for name in _restore.SLOTS if (kept := getattr(self, name)) is not None}
+        slots = {name: arrays for name in _restore.SLOTS if (arrays := getattr(self, name)) is not None}
         numbers = {
             name: getattr(self, name) for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale")
         }
@@ -191,7 +191,7 @@ def read(contents: Contents) -> KerasTraining:
     """Read everything that a file holds: all of it or, with a ValueError, nothing."""
     trainable = [variable for variable in contents.variables if variable.is_trainable]
     others = [variable for variable in contents.variables if not variable.is_trainable]
-    variables = {variable.path: _frozen(variable.stored.read()) for variable in [*trainable, *others]}
+    variables = {variable.path: _frozen(variable.array.read()) for variable in [*trainable, *others]}
     slots = contents.slots
     if slots is None:
         return KerasTraining(contents.generation, contents.config, 0, _configured_rate(contents), variables)
@@ -200,8 +200,8 @@ def read(contents: Contents) -> KerasTraining:
         for name, arrays in slots.arrays().items()
     }
     scalars: dict[str, Any] = {
-        name: None if stored is None else stored.read().item()
-        for name, stored in {
+        name: None if scalar is None else scalar.read().item()
+        for name, scalar in {
             "iterations": slots.iterations,
             "learning_rate": slots.learning_rate,
             "step_counter": slots.step_counter,

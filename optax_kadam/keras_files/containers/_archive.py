@@ -147,8 +147,8 @@ def _groups_with_arrays(group: Group, name: str) -> Iterator[str]:
 
 def _merged(group: Group, other: Group, where: str) -> Group:
     """Return the two as one; the order of creation is that of the shards, then of each shard."""
-    if twice := set(group.arrays) & set(other.arrays):
-        raise ValueError(f"An array must stand in one shard. Received: {min(twice)!r} twice, in {where!r}.")
+    if repeated := set(group.arrays) & set(other.arrays):
+        raise ValueError(f"An array must stand in one shard. Received: {min(repeated)!r} twice, in {where!r}.")
     groups = dict(group.groups)
     last = max((inner.created for inner in groups.values()), default=0)
     for key, inner in other.groups.items():

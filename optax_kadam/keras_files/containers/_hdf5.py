@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.keras_files._lazy_array import Stored, read_into_place
+from optax_kadam.keras_files._lazy_array import LazyArray, read_into_place
 from optax_kadam.keras_files._named_arrays import Group
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -50,19 +50,19 @@ def read_hdf5(path: pathlib.Path, start: int = 0, size: int | None = None) -> Gr
 
 
 def _group(found: dict[str, Any], path: pathlib.Path, start: int) -> Group:
-    arrays = {name: _stored(array, path, start) for name, array in found["arrays"].items()}
+    arrays = {name: _lazy_array(array, path, start) for name, array in found["arrays"].items()}
     groups = {name: _group(group, path, start) for name, group in found["groups"].items()}
     return Group(found["attrs"], arrays, groups, found["created"])
 
 
-def _stored(array: dict[str, Any], path: pathlib.Path, start: int) -> Stored:
+def _lazy_array(array: dict[str, Any], path: pathlib.Path, start: int) -> LazyArray:
     # HDF5 has no bfloat16: Keras writes two opaque bytes, with or without the attribute `dtype`.
     dtype = np.dtype(jnp.bfloat16) if array["dtype"] == "opaque" else np.dtype(array["dtype"])
     shape = tuple(array["shape"])
     if math.prod(shape) * dtype.itemsize != array["bytes"] or array["attrs"].get("dtype", dtype.name) != dtype.name:
         raise ValueError(f"An opaque dataset must be a bfloat16 array. Received: {array} in {str(path)!r}.")
     read = functools.partial(read_into_place, path, start + array["offset"], shape, dtype)
-    return Stored(shape, dtype.newbyteorder("="), read, array["offset"])
+    return LazyArray(shape, dtype.newbyteorder("="), read, array["offset"])
 
 
 # One worker for all files: it takes a quarter of a second to start. It is asked by one thread at a time, never by a

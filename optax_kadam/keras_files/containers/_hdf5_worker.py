@@ -21,7 +21,7 @@ from h5py import h5a, h5d, h5o, h5t  # pyright: ignore[reportAttributeAccessIssu
 _MOST_STRINGS = 1_000_000  # No more can stand in one attribute: a model of a million layers.
 
 
-class _Window(io.RawIOBase):
+class _FilePart(io.RawIOBase):
     """The `size` bytes from `start` of the file at `path`: an HDF5 file that may stand inside an archive."""
 
     def __init__(self, path: str, start: int, size: int):
@@ -52,7 +52,7 @@ def contents(path: str, start: int, size: int) -> dict[str, Any]:
     HDF5 file. What was created later has the larger `created`: the highest address of its parts. HDF5 appends, but
     fills a hole now and then, so that one address alone would mislead.
     """
-    with contextlib.closing(_Window(path, start, size)) as window, h5py.File(window, "r") as file:
+    with contextlib.closing(_FilePart(path, start, size)) as part, h5py.File(part, "r") as file:
         return _group(file, "", size, set())
 
 

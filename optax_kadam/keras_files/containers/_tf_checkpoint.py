@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.keras_files._lazy_array import Stored, read_into_place
+from optax_kadam.keras_files._lazy_array import LazyArray, read_into_place
 from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.containers._crc32c import crc32c, unmask
 
@@ -47,7 +47,7 @@ def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
             f"A checkpoint must have an index. Received: {str(prefix)!r}, and no file {index.name!r}. "
             "Hand over the path as TensorFlow takes it, and keep all its files together."
         )
-    with _refusal_told(index):
+    with _refusals_name(index):
         table = _read_table(index.read_bytes())
         files = _DataFiles(prefix, _Message(table.pop(b"", memoryview(b""))))
         entries = {key: _read_entry(key, _Message(value)) for key, value in table.items()}
@@ -56,7 +56,7 @@ def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
             path = files.find(entry)
             if entry.dtype is not None:
                 read = functools.partial(_read, path, entry, entry.dtype)
-                tensors[key.decode()] = Stored(entry.shape, entry.dtype, read)
+                tensors[key.decode()] = LazyArray(entry.shape, entry.dtype, read)
         if _GRAPH not in entries:
             raise _Refusal(
                 "A checkpoint must hold the graph of its objects.",
@@ -64,7 +64,7 @@ def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
                 "Restore it there, and save it with `tf.train.Checkpoint` or `save_weights` of TensorFlow 2.",
             )
     path = files.path(entries[_GRAPH])
-    with _refusal_told(path):
+    with _refusals_name(path):
         return Checkpoint(tensors, _read_graph(_Message(_read_string(path, entries[_GRAPH]))))
 
 
@@ -76,7 +76,7 @@ class _Refusal(Exception):
 
 
 @contextlib.contextmanager
-def _refusal_told(path: pathlib.Path) -> Iterator[None]:
+def _refusals_name(path: pathlib.Path) -> Iterator[None]:
     """Turn a refusal, and all that a damaged file leads to, into a ValueError that names the file."""
     try:
         yield
@@ -233,7 +233,7 @@ class _DataFiles:
 
     def __init__(self, prefix: pathlib.Path, header: _Message):
         self._prefix, self._count = prefix, header.number(1)
-        self._left: dict[int, int] = {}  # Bytes of each that no entry has had.
+        self._unclaimed: dict[int, int] = {}  # Bytes of each that no entry has had.
         version = header.message(3)
         if header.number(2):
             remedy = "Restore it in TensorFlow on a little-endian machine, and save it again."
@@ -257,8 +257,8 @@ class _DataFiles:
         if not path.is_file():
             raise _Refusal("A checkpoint must have all its files.", f"and no file {path.name!r}", "Copy it there too.")
         length = path.stat().st_size
-        left = self._left[entry.file] = self._left.get(entry.file, length) - entry.size
-        if min(entry.offset, entry.size, left, length - entry.offset - entry.size) < 0:
+        unclaimed = self._unclaimed[entry.file] = self._unclaimed.get(entry.file, length) - entry.size
+        if min(entry.offset, entry.size, unclaimed, length - entry.offset - entry.size) < 0:
             raise _Refusal(
                 "A data file must hold what its index lists.",
                 f"which lists {entry.place} of the {length} of {path.name!r}",
@@ -271,7 +271,7 @@ class _DataFiles:
 
 
 def _read(path: pathlib.Path, entry: _Entry, dtype: np.dtype) -> np.ndarray:
-    with _refusal_told(path):
+    with _refusals_name(path):
         array = read_into_place(path, entry.offset, entry.shape, dtype)
         if crc32c(array) != entry.checksum:
             raise _Refusal("A tensor must match its checksum.", entry.place)
@@ -286,10 +286,10 @@ def _read_string(path: pathlib.Path, entry: _Entry) -> memoryview:
         file.seek(entry.offset)
         data = memoryview(file.read(entry.size))
     length, at = _read_varint(data, 0)
-    stored, text = _part(data, at, 4), _part(data, at + 4, length)
+    masked, text = _part(data, at, 4), _part(data, at + 4, length)
     checksum = crc32c(length.to_bytes(4 if length < 2**32 else 8, "little"))
-    is_sound = checksum == unmask(int.from_bytes(stored, "little")) and at + 4 + length == entry.size
-    if not is_sound or crc32c(text, crc32c(stored, checksum)) != entry.checksum:
+    is_sound = checksum == unmask(int.from_bytes(masked, "little")) and at + 4 + length == entry.size
+    if not is_sound or crc32c(text, crc32c(masked, checksum)) != entry.checksum:
         raise _Refusal("The graph of the objects must match its checksum.", entry.place)
     return text
 

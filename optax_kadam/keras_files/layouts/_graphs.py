@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._contents import Contents, Slots, Variable, check_name, guessed
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._contents import Contents, Slots, Variable, check_name, with_guessed_trainability
+from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.layouts._layers import NOT_WEIGHTS
 
-_LISTS = {
+_SLOT_LISTS = {
     "_momentums": "mu",
     "_velocities": "nu",
     "_velocity_hats": "nu_max",
@@ -43,7 +43,7 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> 
     if not optimizers:
         generation = generation or ("keras3" if "_all_variables" in checkpoint.nodes[0].children else "tf_keras")
         suffix = "" if generation == "keras3" else ":0"
-        variables = [guessed(Variable(*graph.variable(i, suffix))) for i in model]
+        variables = [with_guessed_trainability(Variable(*graph.variable(i, suffix))) for i in model]
         return Contents(generation, config, variables, None)
     (optimizer,) = optimizers
     if config is None:
@@ -57,7 +57,7 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> 
     suffix = "" if found == "keras3" else ":0"
     variables = [Variable(*graph.variable(i, suffix), is_trainable=i in set(order)) for i in order]
     others = [Variable(*graph.variable(i, suffix), is_trainable=False) for i in model if i not in set(order)]
-    if [variable.stored.shape for variable in variables] != [array.shape for array in slots.mu]:
+    if [variable.array.shape for variable in variables] != [array.shape for array in slots.mu]:
         raise ValueError("A moment must have the shape of its variable. Received: others. The checkpoint is damaged.")
     return Contents(generation or found, config, [*variables, *others], slots)
 
@@ -72,7 +72,7 @@ class _Graph:
     def __init__(self, checkpoint: Checkpoint):
         self._nodes, self._tensors = checkpoint.nodes, checkpoint.tensors
 
-    def variable(self, index: int, suffix: str = ":0") -> tuple[str, Stored]:
+    def variable(self, index: int, suffix: str = ":0") -> tuple[str, LazyArray]:
         """Return the name and the array of the variable that is node `index`."""
         node = self._nodes[index]
         if node.key is None or node.key not in self._tensors:
@@ -83,7 +83,7 @@ class _Graph:
         """Return what the optimizer is called, with which the names of its slots begin."""
         slots = [slot for _, _, slot in optimizer.slots]
         slots = slots or [
-            i for name in _LISTS if name in optimizer.children for i in self._list(optimizer.children[name])
+            i for name in _SLOT_LISTS if name in optimizer.children for i in self._list(optimizer.children[name])
         ]
         return str(self._nodes[slots[0]].full_name).partition("/")[0] if slots else ""
 
@@ -112,14 +112,14 @@ class _Graph:
         is_root = any(name.startswith(("layer-", "layer_with", "train_", "root")) for name in root)
         return index == 0 or not is_root and index in root.values()
 
-    def scalar(self, node: Node, *names: str) -> Stored | None:
+    def scalar(self, node: Node, *names: str) -> LazyArray | None:
         """Return the array of the first of the children `names` that there is."""
         index = next((node.children[name] for name in names if name in node.children), None)
         return None if index is None or self._nodes[index].key is None else self.variable(index)[1]
 
     def legacy_slots(self, optimizer: Node, model: Sequence[int]) -> tuple[Slots, list[int]]:
         """Return the slots of a legacy optimizer, and the variables that they belong to."""
-        found: dict[str, dict[int, Stored]] = {}
+        found: dict[str, dict[int, LazyArray]] = {}
         for variable, slot, array in optimizer.slots:
             if slot not in _SLOTS:
                 raise ValueError(
@@ -128,23 +128,22 @@ class _Graph:
             found.setdefault(_SLOTS[slot], {})[variable] = self.variable(array)[1]
         # They are listed by when they were made: sorted here as the model has its variables.
         order = sorted(found.get("mu", {}), key=model.index)
-        if not order or any(set(kept) != set(order) for kept in [*found.values(), found.get("nu", {})]):
+        if not order or any(set(arrays) != set(order) for arrays in [*found.values(), found.get("nu", {})]):
             raise ValueError(f"Every variable must have the same slots. Received: {sorted(found)}, some for a part.")
-        lists = {slot: [kept[index] for index in order] for slot, kept in found.items()}
+        lists = {slot: [arrays[index] for index in order] for slot, arrays in found.items()}
         return self._slots(optimizer, lists, "iter"), order
 
     def listed_slots(self, optimizer: Node, model: Sequence[int]) -> tuple[Slots, list[int]]:
         """Return the slots of an optimizer that keeps them in lists, and the variables that they belong to."""
-        indices = {
-            slot: self._list(optimizer.children[name]) for name, slot in _LISTS.items() if name in optimizer.children
-        }
+        children = optimizer.children
+        indices = {slot: self._list(children[name]) for name, slot in _SLOT_LISTS.items() if name in children}
         lists: dict[str, Any] = {
-            slot: [self.variable(index)[1] for index in kept] for slot, kept in indices.items() if kept
+            slot: [self.variable(index)[1] for index in nodes] for slot, nodes in indices.items() if nodes
         }
-        if not lists or len({len(kept) for kept in lists.values()}) != 1:
+        if not lists or len({len(arrays) for arrays in lists.values()}) != 1:
             raise ValueError("Every variable must have the same slots. Received: lists of other lengths.")
-        if "_trainable_variables" in optimizer.children:
-            order = self._list(optimizer.children["_trainable_variables"])
+        if "_trainable_variables" in children:
+            order = self._list(children["_trainable_variables"])
         else:
             order = self._named_after(indices["mu"], model)
         if len(order) != len(lists["mu"]):
@@ -159,10 +158,10 @@ class _Graph:
         names = [self._variable_name(str(self._nodes[slot].full_name), by_name) for slot in slots]
         in_model = [self._nodes[index].full_name for index in model if self._nodes[index].full_name in names]
         if len(set(names)) < len(names) and in_model != names:
-            twice = next(name for name in names if names.count(name) > 1)
+            repeated = next(name for name in names if names.count(name) > 1)
             raise ValueError(
-                f"A slot must be named after one variable of the model. Received: {names.count(twice)} of {twice!r}. "
-                "Save the model as a SavedModel, which lists its variables."
+                f"A slot must be named after one variable of the model. Received: {names.count(repeated)} variables "
+                f"named {repeated!r}. Save the model as a SavedModel, which lists its variables."
             )
         return [by_name[name].pop(0) for name in names]
 

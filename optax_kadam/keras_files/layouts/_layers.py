@@ -16,11 +16,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._builtin_layers import ALIASES, ATTENTION, SUBLAYERS, SWITCHES, VARIABLES
 
-_LISTS = ("layers", "_layer_checkpoint_dependencies")  # The latter: Keras 2.12 and 2.13.
+_LAYER_LISTS = ("layers", "_layer_checkpoint_dependencies")  # The latter: Keras 2.12 and 2.13.
 NOT_WEIGHTS = re.compile(r"optimizer|vars|.*metrics?|.*seed_generators?(_\d+)?|_loss_tracker|.*random_generator.*")
 
 
@@ -28,7 +28,7 @@ NOT_WEIGHTS = re.compile(r"optimizer|vars|.*metrics?|.*seed_generators?(_\d+)?|_
 class Layer:
     """A layer: its own variables, its sublayers, and what is known of their order."""
 
-    own: list[tuple[str, Stored]]
+    own: list[tuple[str, LazyArray]]
     trainable_counts: Sequence[int]  # How many of its own, from the first, may be trainable: the likeliest first.
     is_frozen: bool  # As the configuration has it; the optimizer may have been built before.
     children: list["Layer"]
@@ -40,7 +40,7 @@ class Layer:
         """Whether there are any, here or below."""
         return bool(self.own) or any(child.has_variables for child in self.children)
 
-    def all_own(self) -> list[tuple[str, Stored]]:
+    def all_own(self) -> list[tuple[str, LazyArray]]:
         """Return the variables here and below, in some order."""
         return self.own + [variable for child in self.children for variable in child.all_own()]
 
@@ -65,7 +65,7 @@ def read_layers(root: Group, config: Mapping[str, Any] | None, generation: str) 
     return Layer([], (0,), False, [*model.children, last], before, numbered_before)
 
 
-def numbered(group: Group | None) -> list[Stored]:
+def numbered(group: Group | None) -> list[LazyArray]:
     """Return the arrays `0`, `1`, ... of a group in that order."""
     arrays = {} if group is None else group.arrays
     if set(arrays) != {str(index) for index in range(len(arrays))}:
@@ -100,7 +100,7 @@ class _Reader:
 
     def _own(
         self, group: Group, kind: str, arguments: Mapping[str, Any], scope: str
-    ) -> tuple[list[tuple[str, Stored]], Sequence[int]]:
+    ) -> tuple[list[tuple[str, LazyArray]], Sequence[int]]:
         """Return the variables of the layer itself, and how many of them may be trainable."""
         arrays = numbered(group.at("vars"))
         if kind == "spectral_normalization":  # Its first is the kernel of the layer inside, once more.
@@ -120,7 +120,7 @@ class _Reader:
 
     def _listed(self, group: Group, configs: list[Any], scope: str, is_frozen: bool) -> _Children:
         """Return the layers of a Sequential or Functional model, whose configuration lists them in order."""
-        listed = next((group.groups[name] for name in _LISTS if name in group.groups), Group({}, {}, {}, 0))
+        listed = next((group.groups[name] for name in _LAYER_LISTS if name in group.groups), Group({}, {}, {}, 0))
         layers, used, met = [], {}, set()
         for config in configs:
             if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
@@ -133,7 +133,7 @@ class _Reader:
                 layers.append(self.layer(listed.groups[key], key, config, scope, is_frozen))
         if met != {key for key in listed.groups if not NOT_WEIGHTS.fullmatch(key)}:
             return self._found(group, {}, scope, is_frozen)  # Classes that the file calls otherwise.
-        more, before, numbered_before = self._found(group, {}, scope, is_frozen, skip=_LISTS)
+        more, before, numbered_before = self._found(group, {}, scope, is_frozen, skip=_LAYER_LISTS)
         if more and not self._is_keras3:  # Which names the layers of the list after it has written the attributes.
             return self._found(group, {}, scope, is_frozen)
         shifted = [[{i + len(layers) for i in indices} for indices in known] for known in (before, numbered_before)]
@@ -151,7 +151,7 @@ class _Reader:
         keys = [key for key in group.groups if key not in skip and not NOT_WEIGHTS.fullmatch(key)]
         for number, key in enumerate(keys):
             inner = group.groups[key]
-            is_list = key in _LISTS or not inner.at("vars")
+            is_list = key in _LAYER_LISTS or not inner.at("vars")
             found = list(_in_list(inner)) if is_list else [(key, inner)]
             before += [{i + len(layers) for i in indices} for indices in _in_a_row(len(found))]
             for inner_key, layer in found:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._contents import Contents, Slots, Variable, guessed
+from optax_kadam.keras_files._contents import Contents, Slots, Variable, with_guessed_trainability
 from optax_kadam.keras_files._json import parse_json
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
 
 _DAMAGED = "The file is damaged, or no Keras wrote it."
@@ -42,20 +42,20 @@ def named_contents(root: Group, config: Mapping[str, Any] | None) -> Contents:
     """Return what the `.h5` file with this root group holds; `config` goes before the optimizer config in it."""
     weights = root.at("model_weights") or root
     variables = list(_variables(weights))
-    config = config or _optimizer_config(root)
+    config = config or _saved_config(root)
     optimizer = root.at("optimizer_weights")
     version = str(root.attrs.get("keras_version") or weights.attrs.get("keras_version") or "")
     generation = parse(config).generation if config else "keras3" if version.startswith("3") else "tf_keras"
     if optimizer is None or not optimizer.attrs.get("weight_names", optimizer.attrs.get("weight_names0")):
-        return Contents(generation, config, [guessed(variable) for variable in variables], None)
-    stored = [(name, _at(optimizer, name)) for name in _names(optimizer, "weight_names")]
-    if not any(array.shape for _, array in stored) and len(stored) <= len(_SCALARS):  # Compiled, and not trained yet.
-        return Contents(generation, config, [guessed(variable) for variable in variables], None)
-    slots, order = _slots(stored, [variable.path for variable in variables], generation)
+        return Contents(generation, config, [with_guessed_trainability(variable) for variable in variables], None)
+    arrays = [(name, _at(optimizer, name)) for name in _names(optimizer, "weight_names")]
+    if not any(array.shape for _, array in arrays) and len(arrays) <= len(_SCALARS):  # Compiled, and not trained yet.
+        return Contents(generation, config, [with_guessed_trainability(variable) for variable in variables], None)
+    slots, order = _slots(arrays, [variable.path for variable in variables], generation)
     by_path = {variable.path: variable for variable in variables}
-    if [by_path[path].stored.shape for path in order] != [array.shape for array in slots.mu]:
+    if [by_path[path].array.shape for path in order] != [array.shape for array in slots.mu]:
         raise ValueError(f"A moment must have the shape of its variable. Received: {order}. {_DAMAGED}")
-    others = [Variable(v.path, v.stored, is_trainable=False) for v in variables if v.path not in set(order)]
+    others = [Variable(v.path, v.array, is_trainable=False) for v in variables if v.path not in set(order)]
     # The optimizer's order is that of the trainable variables.
     return Contents(generation, config, [*(by_path[path] for path in order), *others], slots)
 
@@ -84,7 +84,7 @@ def _names(group: Group, attribute: str) -> list[str]:
     return [name for piece in pieces for name in piece]
 
 
-def _at(group: Group, name: str) -> Stored:
+def _at(group: Group, name: str) -> LazyArray:
     groups, _, last = name.rpartition("/")
     found = group.at(groups)
     if found is None or last not in found.arrays:
@@ -92,7 +92,7 @@ def _at(group: Group, name: str) -> Stored:
     return found.arrays[last]
 
 
-def _optimizer_config(root: Group) -> Mapping[str, Any] | None:
+def _saved_config(root: Group) -> Mapping[str, Any] | None:
     text = root.attrs.get("training_config")
     if not isinstance(text, str):
         return None
@@ -100,18 +100,18 @@ def _optimizer_config(root: Group) -> Mapping[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _slots(stored: Sequence[tuple[str, Stored]], paths: Sequence[str], generation: str) -> tuple[Slots, list[str]]:
+def _slots(arrays: Sequence[tuple[str, LazyArray]], paths: Sequence[str], generation: str) -> tuple[Slots, list[str]]:
     """Return the slots, and the paths of the variables that they belong to, in the optimizer's order."""
-    told = {"keras3": _keras3_slot, "tf_keras": _tf_keras_slot, "legacy": _legacy_slot}[generation](paths)
+    slot_of = {"keras3": _keras3_slots, "tf_keras": _tf_keras_slots, "legacy": _legacy_slots}[generation](paths)
     scalars: dict[str, Any] = {}
-    found: dict[str, dict[str, Stored]] = {}
-    for name, array in stored:
+    found: dict[str, dict[str, LazyArray]] = {}
+    for name, array in arrays:
         kind = _SCALARS.get(name.rsplit("/", 1)[-1]) if not array.shape else None
         if kind:
             # Those of a loss scale stand in front, those of the optimizer inside it come later and are the right ones.
             scalars[kind] = array
             continue
-        slot, path = told(name)
+        slot, path = slot_of(name)
         if path in found.setdefault(slot, {}):
             raise ValueError(f"A slot must be stored once. Received: {name!r} twice. {_DAMAGED}")
         found[slot][path] = array
@@ -123,16 +123,16 @@ def _slots(stored: Sequence[tuple[str, Stored]], paths: Sequence[str], generatio
     ):
         raise ValueError(
             f"An optimizer must hold its step count and the same slots for each variable. Received: "
-            f"{ {slot: len(kept) for slot, kept in found.items()} }. {_DAMAGED}"
+            f"{ {slot: len(slots) for slot, slots in found.items()} }. {_DAMAGED}"
         )
-    arrays: dict[str, Any] = {slot: [kept[path] for path in order] for slot, kept in found.items()}
-    return Slots(scalars.pop("iterations"), scalars.pop("learning_rate", None), **arrays, **scalars), order
+    lists: dict[str, Any] = {slot: [slots[path] for path in order] for slot, slots in found.items()}
+    return Slots(scalars.pop("iterations"), scalars.pop("learning_rate", None), **lists, **scalars), order
 
 
-_Told = Callable[[str], tuple[str, str]]
+_SlotOf = Callable[[str], tuple[str, str]]
 
 
-def _keras3_slot(paths: Sequence[str]) -> _Told:
+def _keras3_slots(paths: Sequence[str]) -> _SlotOf:
     flat: dict[str, str] = {}
     for path in paths:
         if flat.setdefault(path.replace("/", "_"), path) != path:
@@ -140,40 +140,40 @@ def _keras3_slot(paths: Sequence[str]) -> _Told:
                 f"Keras must name slots uniquely. Received: {path!r} and {flat[path.replace('/', '_')]!r}."
             )
 
-    def told(name: str) -> tuple[str, str]:
+    def slot_of(name: str) -> tuple[str, str]:
         last = name.rsplit("/", 1)[-1]
         for ending, slot in _KERAS3_SLOTS.items():
             if last.endswith(ending) and (path := flat.get(last.removesuffix(ending))):
                 return slot, path
         raise _unknown(name)
 
-    return told
+    return slot_of
 
 
-def _tf_keras_slot(paths: Sequence[str]) -> _Told:
+def _tf_keras_slots(paths: Sequence[str]) -> _SlotOf:
     known = set(paths)
 
-    def told(name: str) -> tuple[str, str]:
+    def slot_of(name: str) -> tuple[str, str]:
         parts = name.split("/")
         for index, part in enumerate(parts):
             if part in _TF_SLOTS and (path := "/".join(parts[index + 1 :])) in known:
                 return _TF_SLOTS[part], path
         raise _unknown(name)
 
-    return told
+    return slot_of
 
 
-def _legacy_slot(paths: Sequence[str]) -> _Told:
+def _legacy_slots(paths: Sequence[str]) -> _SlotOf:
     known = set(paths)
 
-    def told(name: str) -> tuple[str, str]:
+    def slot_of(name: str) -> tuple[str, str]:
         *parts, slot = name.removesuffix(":0").split("/")
         for index in range(len(parts)):
             if slot in _TF_SLOTS and (path := f"{'/'.join(parts[index:])}:0") in known:
                 return _TF_SLOTS[slot], path
         raise _unknown(name)
 
-    return told
+    return slot_of
 
 
 def _unknown(name: str) -> ValueError:

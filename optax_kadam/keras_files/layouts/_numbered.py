@@ -19,7 +19,7 @@ from typing import Any
 
 from optax_kadam.config._parse import OptimizerConfig, parse
 from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_order
@@ -45,13 +45,13 @@ def numbered_contents(
     generation = parsed.generation if parsed else _generation(root, keras_version)
     optimizer = root.at("optimizer")
     inner = optimizer and (optimizer.at("inner_optimizer") or optimizer)
-    stored = numbered(inner.at("vars")) if inner else []
+    arrays = numbered(inner.at("vars")) if inner else []
     name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
     if parsed is None:
         check_name(name)
     layers = read_layers(root, model, generation)
-    fitting, reasons = _fitting(stored, layers, generation, parsed, keras_version, trainable)
-    if not fitting and not any(array.shape for array in stored):  # There is no optimizer, or it is not built yet.
+    fitting, reasons = _fitting(arrays, layers, generation, parsed, keras_version, trainable)
+    if not fitting and not any(array.shape for array in arrays):  # There is no optimizer, or it is not built yet.
         return Contents(generation, config, in_order(layers, None, trainable), None)
     if not fitting:
         raise reasons[0]
@@ -59,13 +59,13 @@ def numbered_contents(
     if parsed is None and (slots.average is not None or len(fitting) > 1):
         raise ValueError(
             "What an optimizer's arrays are must follow from its configuration, or from their number. Received: "
-            f"{len(stored)} arrays without a configuration. {NEEDS_CONFIG}"
+            f"{len(arrays)} arrays without a configuration. {NEEDS_CONFIG}"
         )
     return Contents(generation, config, variables, _with_scale(slots, optimizer, generation))
 
 
 def _fitting(
-    stored: Sequence[Stored],
+    arrays: Sequence[LazyArray],
     layers: Layer,
     generation: str,
     config: OptimizerConfig | None,
@@ -74,15 +74,15 @@ def _fitting(
 ) -> tuple[list[tuple[Sequence[Variable], Slots]], list[ValueError]]:
     """Return each way to tell the optimizer's arrays apart that fits the model, and why others do not."""
     fitting, reasons = [], []
-    for slots in _splits(stored, generation, config, keras_version):
+    for slots in _splits(arrays, generation, config, keras_version):
         try:
             fitting.append((in_order(layers, [array.shape for array in slots.mu], trainable), slots))
         except ValueError as error:
             reasons.append(error)
-    shapes = ", ".join(str(array.shape) for array in stored[:8])
+    shapes = ", ".join(str(array.shape) for array in arrays[:8])
     reasons.append(
         ValueError(
-            f"An optimizer's list must be that of an Adam. Received: {len(stored)} arrays of shapes {shapes}, ..., "
+            f"An optimizer's list must be that of an Adam. Received: {len(arrays)} arrays of shapes {shapes}, ..., "
             f"for {generation}{_switched_on(config)}. Only Adam and AdamW can be carried over."
         )
     )
@@ -101,7 +101,7 @@ def _generation(root: Group, keras_version: str | None) -> str:
 
 
 def _splits(
-    stored: Sequence[Stored], generation: str, config: OptimizerConfig | None, keras_version: str | None
+    arrays: Sequence[LazyArray], generation: str, config: OptimizerConfig | None, keras_version: str | None
 ) -> Iterator[Slots]:
     """Yield each way to tell the arrays apart that their shapes allow, the likeliest first."""
     either = (False, True)
@@ -120,7 +120,7 @@ def _splits(
         for alternates in (True, False) if _is_before_3_10(keras_version) else (False, True):
             if alternates and not (average and accumulator):
                 continue
-            slots = _split(stored, rate, average, accumulator, maximum, alternates)
+            slots = _split(arrays, rate, average, accumulator, maximum, alternates)
             if slots is not None:
                 yield slots
                 break
@@ -139,10 +139,10 @@ def _is_before_3_10(keras_version: str | None) -> bool:
 
 
 def _split(
-    stored: Sequence[Stored], rate: bool, average: bool, accumulator: bool, maximum: bool, alternates: bool
+    listed: Sequence[LazyArray], rate: bool, average: bool, accumulator: bool, maximum: bool, alternates: bool
 ) -> Slots | None:
     """Return the arrays told apart, or None if their number or their shapes do not allow it."""
-    scalars, arrays = stored[: 1 + rate], stored[1 + rate :]
+    scalars, arrays = listed[: 1 + rate], listed[1 + rate :]
     kinds = 2 + average + accumulator + maximum
     count, rest = divmod(len(arrays), kinds)
     if rest or not count or any(array.shape for array in scalars) or scalars[0].dtype.kind not in "iu":
@@ -157,7 +157,7 @@ def _split(
     for index, name in enumerate(names):
         lists[name] = before[index::2] if alternates else before[index * count : (index + 1) * count]
     shapes = [array.shape for array in lists["mu"]]
-    if any([array.shape for array in kept] != shapes for kept in lists.values()):
+    if any([array.shape for array in slots] != shapes for slots in lists.values()):
         return None
     return Slots(scalars[0], scalars[1] if rate else None, **lists)
 

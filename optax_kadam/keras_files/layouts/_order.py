@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from optax_kadam.keras_files._contents import Variable, with_unique_paths
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files.layouts._layers import Layer
 
 Shapes = Sequence[tuple[int, ...]]
@@ -45,12 +45,12 @@ def in_order(model: Layer, slots: Shapes | None, trainable: Sequence[str] | None
       ValueError: if no order of the variables fits the slots, or several do.
     """
     if trainable is not None:
-        return _as_told(model, slots, trainable)
+        return _in_given_order(model, slots, trainable)
     found: list[list[Variable]] = []
     for assumption in _ASSUMPTIONS[:1] if slots is None else _ASSUMPTIONS:
         found = found or _first_two(model, slots, assumption)
     if not found:
-        shapes = [stored.shape for _, stored in model.all_own()]
+        shapes = [array.shape for _, array in model.all_own()]
         raise ValueError(
             "The optimizer's moments must have the shapes of the model's trainable variables, in some order. Received: "
             f"{_listed(slots or ())} in the optimizer, {_listed(shapes)} in the model. "
@@ -58,10 +58,10 @@ def in_order(model: Layer, slots: Shapes | None, trainable: Sequence[str] | None
         )
     if len(found) > 1:
         paths = [[variable.path for variable in variables if variable.is_trainable] for variables in found]
-        here, there = next(((a, b) for a, b in zip(*paths, strict=True) if a != b), ("one", "another of that path"))
+        first, second = next(((a, b) for a, b in zip(*paths, strict=True) if a != b), ("one", "another of that path"))
         raise ValueError(
             "The order of the optimizer's moments must follow from the file. Received: a model whose moments could be "
-            f"those of {here!r} or of {there!r} first. {_REMEDY}"
+            f"those of {first!r} or of {second!r} first. {_REMEDY}"
         )
     return found[0]
 
@@ -70,16 +70,16 @@ def _first_two(model: Layer, slots: Shapes | None, assumption: _Assumption) -> l
     """Return the first two orders of the trainable variables that fit, or the only one, or none."""
     found: dict[tuple[int, ...], list[Variable]] = {}
     for variables in _orders(model, slots, assumption):
-        found.setdefault(tuple(id(v.stored) for v in variables if v.is_trainable), variables)
+        found.setdefault(tuple(id(v.array) for v in variables if v.is_trainable), variables)
         if slots is None or len(found) > 1:
             break
     return list(found.values())
 
 
-def _as_told(model: Layer, slots: Shapes | None, trainable: Sequence[str]) -> list[Variable]:
+def _in_given_order(model: Layer, slots: Shapes | None, trainable: Sequence[str]) -> list[Variable]:
     """Return the variables in the order of the paths `trainable`, then the others."""
-    others = with_unique_paths([Variable(path, stored, False) for path, stored in model.all_own()])
-    told = []
+    others = with_unique_paths([Variable(path, array, False) for path, array in model.all_own()])
+    named = []
     for path in trainable:
         # A variable of a custom layer has a number in the file where Keras has a name.
         numbers = f"{path.rpartition('/')[0]}/vars/"
@@ -90,14 +90,14 @@ def _as_told(model: Layer, slots: Shapes | None, trainable: Sequence[str]) -> li
                 f"It has: {', '.join(variable.path for variable in others)}."
             )
         others.remove(candidates[0])
-        told.append(Variable(path, candidates[0].stored, is_trainable=True))
-    shapes = [variable.stored.shape for variable in told]
+        named.append(Variable(path, candidates[0].array, is_trainable=True))
+    shapes = [variable.array.shape for variable in named]
     if slots is not None and shapes != list(slots):
         raise ValueError(
             "`trainable` must name the variables in the order of the optimizer's moments. Received: "
             f"{_listed(shapes)}, where the moments are {_listed(slots)}."
         )
-    return told + others
+    return named + others
 
 
 def _listed(shapes: Shapes) -> str:
@@ -123,7 +123,7 @@ def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iter
         if done is None:
             agenda = (layer, frozenset(), rest) if layer.children else rest
             for count in reversed(_counts(layer, slots, assumption)):
-                shapes = [stored.shape for _, stored in layer.own[:count]]
+                shapes = [array.shape for _, array in layer.own[:count]]
                 if slots is None or shapes == list(slots[used : used + count]):
                     stack.append((agenda, used + count, _with_own(placed, layer.own, count)))
             continue
@@ -156,13 +156,13 @@ def _next(layer: Layer, done: frozenset[int], is_any_right: bool, assumption: _A
         and layer.before[index] <= done
         and (layer.numbered_before[index] <= done or not assumption.names_are_in_order)
     ]
-    idle = [index for index in following if not layer.children[index].has_variables]
-    return (idle or following)[:1] if is_any_right or idle else following
+    empty = [index for index in following if not layer.children[index].has_variables]
+    return (empty or following)[:1] if is_any_right or empty else following
 
 
-def _with_own(placed: Any, own: Sequence[tuple[str, Stored]], count: int) -> Any:
-    for index, (path, stored) in enumerate(own):
-        placed = (Variable(path, stored, index < count), placed)
+def _with_own(placed: Any, own: Sequence[tuple[str, LazyArray]], count: int) -> Any:
+    for index, (path, array) in enumerate(own):
+        placed = (Variable(path, array, index < count), placed)
     return placed
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optax_kadam.keras_files._lazy_array import Stored
+from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.layouts._graphs import graph_contents
 
@@ -26,7 +26,7 @@ def checkpoint(root):
             key = f"{index}"
             dtype = np.dtype(np.int64 if name.endswith("iter") else np.float32)
             shape = () if name.endswith("iter") else (1,)
-            tensors[key] = Stored(shape, dtype, lambda: np.full(shape, number, dtype))
+            tensors[key] = LazyArray(shape, dtype, lambda: np.full(shape, number, dtype))
             nodes[index] = Node({}, name, key, [])
         return index
 
@@ -45,7 +45,7 @@ def tf_keras(slot_names):
 
 def read(root, config=None):
     contents = graph_contents(checkpoint(root), config)
-    numbers = {variable.path: variable.stored.read().item() for variable in contents.variables}
+    numbers = {variable.path: variable.array.read().item() for variable in contents.variables}
     moments = [array.read().item() for array in contents.slots.mu] if contents.slots else None
     return contents.generation, numbers, moments
 
@@ -66,7 +66,7 @@ def test_variables_of_one_name_are_told_apart_by_the_order_of_the_model():
         root = {"model": layered(), "optimizer": tf_keras([prefix + name for name in NAMES])}
         assert read(root) == ("tf_keras", NUMBERS, [10, 11, 12, 13])
     root["optimizer"] = tf_keras(["Adam/m/" + name for name in [*NAMES[1:], NAMES[0]]])
-    with pytest.raises(ValueError, match="Received: 2 of 'layer/kernel'. Save the model as a SavedModel"):
+    with pytest.raises(ValueError, match="Received: 2 variables named 'layer/kernel'. Save the model as a SavedModel"):
         read(root)
 
 
