@@ -1,4 +1,4 @@
-"""`python -m optax_kadam inspect`: what a file of Keras's holds, as plain text of aligned columns."""
+"""`python -m optax_kadam inspect` shows what a file of Keras's holds, as plain text in aligned columns."""
 
 import dataclasses
 import inspect
@@ -16,15 +16,19 @@ from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files._training import KerasTraining, read
 
-_CHUNK = 1 << 20  # Elements that are widened to float64 at a time.
+_CHUNK = 1 << 20  # How many elements are converted to float64 at a time.
 _UNKNOWN = "not in the file"
 
 
 def describe(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> str:
-    """Return what stands in the file at `path`; no more than one of its arrays is in memory at a time.
+    """Return a description of the file at `path`. At most one of its arrays is in memory at a time.
+
+    Args:
+      path: the path of the file: see `load_keras`.
+      config: `get_config()` of the optimizer: see `load_keras`.
 
     Raises:
-      ValueError, FileNotFoundError, ImportError: as `load_keras`, whose `config` this takes.
+      ValueError, FileNotFoundError, ImportError: as `load_keras` does.
     """
     with opened(path, config) as contents, watched(contents) as contents:
         heading = _heading(path, read(_without_arrays(contents)), contents.slots is not None)
@@ -34,7 +38,7 @@ def describe(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> str
 
 
 def _without_arrays(contents: Contents) -> Contents:
-    """Return the contents without all that is large."""
+    """Return `contents` without the variables and the arrays of the optimizer."""
     slots = contents.slots
     if slots is not None:
         slots = dataclasses.replace(slots, **dict.fromkeys(slots.arrays(), ()))
@@ -58,7 +62,7 @@ def _heading(path: pathlib.Path, scalars: KerasTraining, has_state: bool) -> dic
 
 
 def _optimizer(config: Mapping[str, Any] | None) -> str:
-    """Return the class and the arguments that differ from Keras's defaults."""
+    """Return the class of the optimizer, and the arguments that differ from Keras's defaults."""
     if config is None:
         return f"{_UNKNOWN}: hand it over with --config"
     parsed = parse(config)
@@ -66,7 +70,7 @@ def _optimizer(config: Mapping[str, Any] | None) -> str:
     differing = [
         f"{name}={_shown(value)}"
         for name, value in parsed.arguments.items()
-        if name != "name" and _shown(value or None) != _shown(defaults[name].default or None)  # `decay=0.0` is none.
+        if name != "name" and _shown(value or None) != _shown(defaults[name].default or None)  # 0.0 is none.
     ]
     shown = f"{_class_name(config)}({', '.join(differing)})"
     if parsed.loss_scale is None:
@@ -76,15 +80,15 @@ def _optimizer(config: Mapping[str, Any] | None) -> str:
 
 
 def _class_name(config: Mapping[str, Any]) -> str:
-    """Return the name of the class inside any loss scale; a bare `get_config()` does not say it."""
+    """Return the name of the class inside a LossScaleOptimizer; a bare `get_config()` holds none: it is Adam."""
     inside = config.get("config", config)
     inner = inside.get("inner_optimizer", inside.get("optimizer"))
     return _class_name(inner) if inner else str(config.get("class_name", "Adam")).rpartition(">")[2]
 
 
 def _shown(value: Any) -> str:
-    """Return a number as it was written: what Keras keeps in float32 has more digits in a config than it was given."""
-    if isinstance(value, Mapping):  # Of a schedule that is not Keras's own.
+    """Return a number as the user wrote it. In a config it may have more digits, if Keras kept it in float32."""
+    if isinstance(value, Mapping):  # It is a schedule that is not Keras's own.
         return str(value.get("class_name"))
     if isinstance(value, float) and float(np.float32(value)) == value:
         return str(np.float32(value))
@@ -92,7 +96,7 @@ def _shown(value: Any) -> str:
 
 
 def _table(contents: Contents) -> Iterable[Sequence[str]]:
-    """Yield the head of the table and a row for each variable; no cell has a space, which separates them."""
+    """Yield the cells of the head of the table, then those of each variable. No cell contains a space."""
     slots = contents.slots.arrays() if contents.slots else {}
     yield "variable", "trainable", "shape", "dtype", "norm", *(f"{name}_norm" for name in slots)
     trainable = [variable for variable in contents.variables if variable.is_trainable]
@@ -111,7 +115,7 @@ def _norm(array: np.ndarray) -> str:
 
 
 def _aligned(table: Iterable[Sequence[str]]) -> list[str]:
-    """Return the rows as lines, text to the left and numbers to the right."""
+    """Return the lines of a table, with text to the left and numbers to the right of their columns."""
     lines = list(table)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [

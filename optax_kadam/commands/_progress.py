@@ -1,4 +1,4 @@
-"""A progress bar on stderr while a file is read, where rich is installed and someone is watching."""
+"""A progress bar on stderr, shown while a file is read if stderr is a terminal and rich is installed."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from optax_kadam.keras_files._lazy_array import LazyArray
 
 @contextlib.contextmanager
 def watched(contents: Contents) -> Iterator[Contents]:
-    """Yield the contents, of which every array that is read moves the bar."""
+    """Yield `contents` with arrays that move the bar when they are read."""
     if not sys.stderr.isatty():
         yield contents
         return
@@ -31,12 +31,12 @@ def watched(contents: Contents) -> Iterator[Contents]:
 
 
 def size(array: LazyArray) -> int:
-    """Return the bytes of an array."""
+    """Return how many bytes an array has."""
     return math.prod(array.shape) * array.dtype.itemsize
 
 
 def lazy_arrays(contents: Contents) -> Iterator[LazyArray]:
-    """Yield the weights, then the arrays of the optimizer."""
+    """Yield the arrays of the variables, then those of the optimizer."""
     for variable in contents.variables:
         yield variable.array
     for arrays in contents.slots.arrays().values() if contents.slots else ():
@@ -44,7 +44,7 @@ def lazy_arrays(contents: Contents) -> Iterator[LazyArray]:
 
 
 def _reporting(contents: Contents, report: Callable[[int], None]) -> Contents:
-    """Return the contents, whose arrays report their bytes once they are read."""
+    """Return `contents` with arrays that report their bytes when they have been read."""
 
     def wrapped(lazy: LazyArray) -> LazyArray:
         def read() -> np.ndarray:

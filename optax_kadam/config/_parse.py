@@ -1,7 +1,7 @@
-"""What a Keras config says: the generation, `kadam`'s arguments, and the loss scale around them.
+"""A Keras config is read: its generation, `kadam`'s arguments, and the loss scale around them.
 
-Telling is kept apart from building: a file whose learning rate was a lambda can still be read; only building it asks
-for another learning rate. Nothing that a config holds is ever executed.
+Reading and building are two steps. A file whose learning rate was a lambda can be read; only building the
+transformation then asks for another learning rate. Code that a config holds is never run.
 
 Source: `get_config`, `from_config` and `serialize` of `keras/src/optimizers/{base_optimizer,loss_scale_optimizer}.py`
 (Keras 3.15), `tf_keras/src/optimizers/{__init__,optimizer}.py`, `tf_keras/src/optimizers/legacy/optimizer_v2.py` and
@@ -28,21 +28,21 @@ _BASE_KEYS = ("name", "learning_rate", "weight_decay", "clipnorm", "global_clipn
 _EMA_KEYS = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
 _ADAM_KEYS = ("beta_1", "beta_2", "epsilon", "amsgrad")
 _KERAS3_ONLY = ("loss_scale_factor", "gradient_accumulation_steps")
-_NO_ARGUMENTS = ("lr", "jit_compile", "is_legacy_optimizer")  # Read or left out; never handed to `kadam`.
+_NO_ARGUMENTS = ("lr", "jit_compile", "is_legacy_optimizer")  # They are never handed to `kadam`.
 KEYS = {
     "keras3": (*_BASE_KEYS, *_EMA_KEYS, *_KERAS3_ONLY, *_ADAM_KEYS),
     "tf_keras": (*_BASE_KEYS, *_EMA_KEYS, *_ADAM_KEYS, "adaptive_epsilon", *_NO_ARGUMENTS),
     "legacy": (*(key for key in _BASE_KEYS if key != "weight_decay"), *_ADAM_KEYS, "decay", "lr"),
 }
 _WRAPPERS = ("lossscaleoptimizer", "lossscaleoptimizerv1", "lossscaleoptimizerv3")
-# Keras 3 wrote these before 3.12, though none of them did anything, and refuses any other value since.
+# Keras 3 wrote these keys before 3.12 without any effect. Since then, it refuses other values than these.
 _WRAPPER_DEFAULTS = {key: None for key in ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue", *_KERAS3_ONLY)}
 _WRAPPER_DEFAULTS |= {"use_ema": False, "ema_momentum": 0.99, "ema_overwrite_frequency": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """What a `LossScaleOptimizer` says beside its inner optimizer; without growth steps, the scale is fixed."""
+    """The arguments of a `LossScaleOptimizer` beside its inner optimizer. Without growth steps, the scale is fixed."""
 
     initial_scale: float
     dynamic_growth_steps: int | None
@@ -50,13 +50,13 @@ class LossScale:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """What a Keras config says.
+    """A Keras config in terms of this package.
 
     Args:
       generation: `"keras3"`, `"tf_keras"` or `"legacy"`.
       arguments: the keyword arguments of `kadam` that the config sets, without `generation`. `learning_rate` is a
-        number, one of our schedules or a callable; or what the config holds, if it takes Keras to make sense of it.
-      loss_scale: of the `LossScaleOptimizer` around it; None without one.
+        number, a schedule of this package or a callable; or a mapping from the config, if only Keras can read it.
+      loss_scale: the arguments of the `LossScaleOptimizer` around the optimizer; None without one.
     """
 
     generation: str
@@ -86,7 +86,7 @@ class OptimizerConfig:
 
 
 def parse(config: Mapping[str, Any]) -> OptimizerConfig:
-    """Tell the generation and `kadam`'s arguments of a Keras config; the forms and the errors are `from_config`'s."""
+    """Return what a Keras config says. `from_config` describes the forms that it may have, and the errors."""
     if not isinstance(config, Mapping):
         raise TypeError(
             "`config` must be a mapping, as `get_config()` or `keras.optimizers.serialize(optimizer)` returns it. "
@@ -104,14 +104,14 @@ def parse(config: Mapping[str, Any]) -> OptimizerConfig:
         return _parse_wrapper(inside)
     generation = _generation(str(config.get("module", "")), inside, "tf_keras" if prefix else "keras3")
     if (prefix and generation != "tf_keras") or (class_name == "adamw" and generation == "legacy"):
-        raise _refused(config)  # Someone else's: Keras has `Custom>` in tf_keras alone, and no AdamW in legacy.
+        raise _refused(config)  # Of Keras's own, only tf_keras has `Custom>`, and legacy no AdamW.
     if class_name == "adamw" and inside.get("weight_decay", 0.004) is None:
         raise ValueError("`weight_decay` must be a number for AdamW. Received: weight_decay=None. Use Adam without it.")
     return _parse_adam({"weight_decay": 0.004, **inside} if class_name == "adamw" else inside, generation)
 
 
 def _class(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the prefix and the name, in lower case as Keras compares them, of a class that is Keras's own."""
+    """Return the prefix and the name of a class of Keras's own, in lower case, as Keras compares them."""
     prefix, _, name = str(config["class_name"]).lower().rpartition(">")
     known = name in ("adam", "adamw", *_WRAPPERS) and prefix in ("", "custom") and not (prefix and "module" in config)
     if not (known and _values.is_kerass_own(config)):
@@ -128,7 +128,7 @@ def _refused(config: Mapping[str, Any]) -> ValueError:
 
 
 def _generation(module: str, config: Mapping[str, Any], otherwise: str = "keras3") -> str:
-    """Tell the generation by the module and by the keys that only one of them writes."""
+    """Return the generation, by the module and by the keys that only one generation writes."""
     parts = module.split(".")
     if "legacy" in parts or config.get("is_legacy_optimizer", False):
         return "legacy"
@@ -146,7 +146,7 @@ def _parse_adam(config: Mapping[str, Any], generation: str) -> OptimizerConfig:
         if key not in KEYS[generation] and not (key == "is_legacy_optimizer" and value):
             raise ValueError(
                 f"`{key}` must be left out of a config with generation={generation!r}, whose Adam does not know it. "
-                f"Received: {key}={value!r}. The keys that it knows: {', '.join(KEYS[generation])}."
+                f"Received: {key}={value!r}. Its Adam knows {', '.join(KEYS[generation])}."
             )
     known = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
     if "lr" in config and generation == "legacy":
@@ -156,7 +156,7 @@ def _parse_adam(config: Mapping[str, Any], generation: str) -> OptimizerConfig:
 
 
 def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:
-    if "loss_scale" in config:  # TensorFlow 2.1 to 2.3.
+    if "loss_scale" in config:  # TensorFlow 2.1 to 2.3 wrote it.
         config = {key: value for key, value in config.items() if key not in ("optimizer", "loss_scale")} | {
             "inner_optimizer": config.get("optimizer"),
             **_first_loss_scale(config["loss_scale"]),
@@ -166,7 +166,7 @@ def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:
         raise TypeError(f"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer={inner!r}.")
     parsed = parse(inner)
     if parsed.loss_scale is not None:
-        raise ValueError("`inner_optimizer` must be Adam or AdamW. Received: another LossScaleOptimizer. Unwrap it.")
+        raise ValueError("`inner_optimizer` must be Adam or AdamW. Received: another LossScaleOptimizer. Unwrap that.")
     is_keras3 = parsed.generation == "keras3"
     for key, value in config.items():
         if key in ("name", "inner_optimizer", "dynamic", "initial_scale", "dynamic_growth_steps"):
@@ -192,13 +192,13 @@ def _loss_scale(config: Mapping[str, Any], is_keras3: bool) -> LossScale:
     if growth_steps is not None:
         raise ValueError(
             "`dynamic_growth_steps` must be None where `dynamic` is False. "
-            f"Received: dynamic_growth_steps={growth_steps!r}."
+            f"Received: dynamic_growth_steps={growth_steps!r}. Leave it out."
         )
     return LossScale(scale, None)
 
 
 def _first_loss_scale(loss_scale: Any) -> dict[str, Any]:
-    """Return what the `loss_scale` of TensorFlow 2.1 to 2.3 is called today."""
+    """Return the `loss_scale` of TensorFlow 2.1 to 2.3 under today's names."""
     is_known = isinstance(loss_scale, Mapping) and isinstance(loss_scale.get("config"), Mapping)
     class_name, config = (loss_scale["class_name"], loss_scale["config"]) if is_known else (None, {})
     if class_name == "FixedLossScale":

@@ -1,4 +1,4 @@
-"""The values of a Keras config: numbers that numpy or JAX wrapped, and nested schedules."""
+"""The values of a Keras config are read and written: numbers that numpy or JAX wraps, and nested schedules."""
 
 import dataclasses
 import numbers
@@ -17,7 +17,7 @@ _WRAPPED = ("__numpy__", "__tensor__")
 
 
 def is_kerass_own(serialized: Mapping[str, Any]) -> bool:
-    """Tell whether a serialized object is of a class of Keras's, not of one of the same name elsewhere.
+    """Return whether a serialized object is of a class of Keras's, and not of one of the same name elsewhere.
 
     Keras writes None for the module of a class that it does not export. The older form has no module at all.
     """
@@ -28,9 +28,9 @@ def is_kerass_own(serialized: Mapping[str, Any]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return `value` with what Keras, numpy or JAX wrapped a number or a list in taken off; it may be nested.
+    """Return `value` in Python's own types, without what Keras, numpy or JAX wraps numbers and lists in.
 
-    A number keeps the value of its dtype: `np.float32(0.9)` is 0.8999999761581421, with which Keras goes on too.
+    A number keeps the value that it has in its dtype: `np.float32(0.9)` becomes 0.8999999761581421, as in Keras.
     """
     if isinstance(value, Mapping):
         if value.get("class_name") in _WRAPPED:
@@ -51,11 +51,11 @@ def plain(value: Any) -> Any:
 
 
 def read_learning_rate(value: Any) -> Any:
-    """Return a learning rate of a config as `kadam` takes it; what only running Keras could tell stays as it is."""
+    """Return a learning rate of a config as `kadam` takes it, or as it is if only Keras can read it."""
     if isinstance(value, Mapping) and value.get("class_name") in schedules.__all__ and is_kerass_own(value):
         return _build_schedule(value["class_name"], plain(value.get("config", {})))
     kind: Any = type(value)
-    if kind.__name__ in schedules.__all__ and kind.__module__.split(".")[0] in KERAS_PACKAGES:  # A live one of Keras's.
+    if kind.__name__ in schedules.__all__ and kind.__module__.split(".")[0] in KERAS_PACKAGES:  # It is Keras's object.
         return _build_schedule(kind.__name__, plain(kind.get_config(value)))
     if isinstance(value, Mapping) and value.get("class_name") not in _WRAPPED:
         return value
@@ -81,7 +81,7 @@ def _build_schedule(class_name: str, config: dict[str, Any]) -> Any:
 
 
 def write_schedule(schedule: Any) -> dict[str, Any] | None:
-    """Return the form in which Keras 3 serializes one of our schedules; None for anything else."""
+    """Return a schedule of this package as Keras 3 serializes it, or None for anything else."""
     class_name = type(schedule).__name__
     if class_name not in schedules.__all__ or getattr(schedules, class_name) is not type(schedule):
         return None

@@ -1,4 +1,4 @@
-"""Keras's arrays, put into a tree of parameters and into the state of a transformation for it."""
+"""Keras's arrays are put into a tree of parameters, and into the state of a transformation for it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
 
 Arrays = Mapping[str, np.ndarray]
 SLOTS = ("mu", "nu", "nu_max", "average", "accumulator")
-_LARGEST_COUNT = 2**31 - 1  # Where the step count of `kadam` saturates.
+_LARGEST_COUNT = 2**31 - 1  # The step count of `kadam` goes no further.
 
 
 def restore(
@@ -23,19 +23,19 @@ def restore(
     tx: optax.GradientTransformation,
     rename: Rename,
 ) -> tuple[Any, Any]:
-    """Return `params` and the state of `tx`, filled.
+    """Return `params` filled with Keras's weights, and the state of `tx` filled with Keras's slots and scalars.
 
     Args:
-      variables: Keras's weights.
-      slots: what its optimizer keeps for each trainable one, by the names of `SLOTS`.
-      scalars: the numbers that it keeps: `iterations`, and any of `learning_rate`, `step_counter`, `dynamic_scale`.
-      params: see `KerasTraining.restore`, as for the next two.
-      tx: the transformation.
-      rename: what Keras's paths are called in `params`.
+      variables: Keras's weights by their paths.
+      slots: by the names in `SLOTS`, what Keras's optimizer keeps for each trainable variable.
+      scalars: the numbers of the optimizer: `iterations`, and any of `learning_rate`, `step_counter`, `dynamic_scale`.
+      params: the tree to fill: see `KerasTraining.restore`.
+      tx: the transformation whose state is filled.
+      rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
     """
     keras_paths = match_leaves(params, list(variables), rename, list(slots["mu"]))
     restored = _filled(params, params, keras_paths, variables)
-    # What Keras did not train has no slots: they begin as those of a new optimizer, its average at where it stands.
+    # A variable that Keras did not train has no slots: they begin as in a new optimizer, its average at the variable.
     untrained = {path: array for path, array in variables.items() if path not in slots["mu"]}
     state = tx.init(jax.tree.map(_without_elements, params))
     for name in SLOTS:
@@ -58,17 +58,17 @@ def restore(
 
 
 def fill(variables: Arrays, tree: Any, rename: Rename) -> Any:
-    """Return what `KerasTraining.fill` promises."""
+    """Return `tree` filled with Keras's weights: see `KerasTraining.fill`."""
     return _filled(tree, tree, match_leaves(tree, list(variables), rename, ()), variables)
 
 
 def get(state: Any, name: str) -> Any:
-    """`optax.tree.get` that is not misled by parameters of that name; None where there is none."""
+    """Return the field `name` of a state, or None; unlike `optax.tree.get`, ignore a parameter of that name."""
     return optax.tree.get(state, name, None, filtering=_is_field)
 
 
 def put(state: Any, name: str, value: Any) -> Any:
-    """`optax.tree.set`, likewise."""
+    """Return the state with its field `name` set; unlike `optax.tree.set`, ignore a parameter of that name."""
     return optax.tree.set(state, _is_field, **{name: value})
 
 
@@ -78,12 +78,15 @@ def _is_field(path: Any, value: Any) -> bool:
 
 
 def _without_elements(leaf: Any) -> jax.Array:
-    """Stand in for a leaf in `init`, without its memory."""
+    """Return an array of the rank and dtype of `leaf` without elements: `init` then takes no memory for moments."""
     return jnp.zeros((0,) * np.ndim(leaf), leaf.dtype)
 
 
 def _filled(tree: Any, params: Any, keras_paths: Sequence[str], arrays: Arrays) -> Any:
-    """Return `tree`, whose leaves are some of those of `params`, filled with the arrays of their variables."""
+    """Return `tree` filled with the arrays of its variables.
+
+    The leaves of `tree` are some of those of `params`; `keras_paths` has the variable of each leaf of `params`.
+    """
     like = {
         leaf_path(path): (variable, leaf)
         for (path, leaf), variable in zip(jax.tree.leaves_with_path(params), keras_paths, strict=True)
@@ -109,5 +112,5 @@ def _filled(tree: Any, params: Any, keras_paths: Sequence[str], arrays: Arrays) 
 
 
 def _placement(leaf: Any) -> Any:
-    """Return the sharding of a leaf, None where it has not been told."""
+    """Return the sharding that a leaf was given, or None if JAX chose it."""
     return leaf.sharding if getattr(leaf, "committed", True) and getattr(leaf, "sharding", None) else None

@@ -1,7 +1,7 @@
-"""HDF5 files, opened by a process of their own (`_hdf5_worker`) and read here, straight into place.
+"""HDF5 files are opened by another process (`_hdf5_worker`), and their datasets are read by this one.
 
-HDF5 as Keras writes it carries no checksum: a flipped bit in a dataset cannot be noticed. What can be is refused: links
-that leave the file, datasets that reach past its end, anything that libhdf5 cannot follow, crashes on or loops on.
+HDF5 as Keras writes it carries no checksum, so that a flipped bit in a dataset goes unnoticed. Refused are links that
+leave the file, datasets that reach past its end, and files on which libhdf5 fails, crashes or does not end.
 """
 
 import atexit
@@ -31,16 +31,16 @@ def read_hdf5(path: pathlib.Path, start: int = 0, size: int | None = None) -> Gr
     """Return the root group of the HDF5 file in the `size` bytes from `start` of the file at `path`.
 
     Raises:
-      ValueError: if it is damaged, or holds what Keras does not write.
+      ValueError: if the file is damaged, or holds something that Keras does not write.
       ImportError: if h5py is missing.
     """
     if importlib.util.find_spec("h5py") is None:
-        raise ImportError("Reading a Keras file needs h5py, which is not installed. Install it: pip install h5py")
+        raise ImportError("h5py must be installed to read HDF5. Received: no module h5py. Install it: pip install h5py")
     size = path.stat().st_size - start if size is None else size
     with _LOCK:
         answer = _ask([str(path.absolute()), start, size])
     if answer.get("named"):
-        raise ValueError(f"{answer['error']} In {str(path)!r}.")
+        raise ValueError(f"{answer['error']} The file is {str(path)!r}.")
     if "error" in answer:
         raise ValueError(
             f"An HDF5 file must be whole: {answer['error']}. Received: {str(path)!r}. "
@@ -56,31 +56,35 @@ def _group(found: dict[str, Any], path: pathlib.Path, start: int) -> Group:
 
 
 def _lazy_array(array: dict[str, Any], path: pathlib.Path, start: int) -> LazyArray:
-    # HDF5 has no bfloat16: Keras writes two opaque bytes, with or without the attribute `dtype`.
+    # HDF5 has no bfloat16: Keras writes two opaque bytes for it, with or without the attribute `dtype`.
     dtype = np.dtype(jnp.bfloat16) if array["dtype"] == "opaque" else np.dtype(array["dtype"])
     shape = tuple(array["shape"])
     if math.prod(shape) * dtype.itemsize != array["bytes"] or array["attrs"].get("dtype", dtype.name) != dtype.name:
-        raise ValueError(f"An opaque dataset must be a bfloat16 array. Received: {array} in {str(path)!r}.")
+        raise ValueError(
+            f"An opaque dataset must be a bfloat16 array. Received: shape {shape}, {array['bytes']} bytes, attributes "
+            f"{array['attrs']}, in {str(path)!r}. The file is damaged, or no Keras wrote it."
+        )
     read = functools.partial(read_into_place, path, start + array["offset"], shape, dtype)
     return LazyArray(shape, dtype.newbyteorder("="), read, array["offset"])
 
 
-# One worker for all files: it takes a quarter of a second to start. It is asked by one thread at a time, never by a
-# forked child of the process that started it, and not again after it failed.
+# Starting a worker takes a quarter of a second, hence one worker opens all files. One thread at a time asks it. A
+# forked child starts its own, and a worker that failed is replaced.
 _LOCK = threading.Lock()
-_SECONDS, _BYTES_A_SECOND = 5.0, 1e7  # A whole file takes milliseconds; what takes longer than this is a loop.
+# A sound file takes milliseconds. If one takes longer than this, libhdf5 is taken to loop.
+_SECONDS, _BYTES_A_SECOND = 5.0, 1e7
 _workers: dict[int, subprocess.Popen[str]] = {}
 
 
 def _ask(request: list[Any]) -> dict[str, Any]:
-    """Return the worker's answer. One that dies on a file may have been ill from an earlier one: a new one decides."""
+    """Return the answer of the worker; if it dies, of a new one, as an earlier file may have damaged the first."""
     worker = _workers.get(os.getpid())
     answer = _exchange(worker, request) if worker else None
     return answer or _exchange(_start(), request) or {"error": "libhdf5 crashes on it"}
 
 
 def _exchange(worker: subprocess.Popen[str], request: list[Any]) -> dict[str, Any] | None:
-    """Hand the worker a request and return its answer; None if it died."""
+    """Send a request to the worker and return its answer, or None if it died."""
     if worker.stdin is None or worker.stdout is None:
         return None
     with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as selector:

@@ -1,7 +1,7 @@
-"""In which order a model's variables stand in its optimizer, where the file only numbers them.
+"""The order of a model's variables in its optimizer is looked for where the file only numbers them.
 
-What is known of the order (`_layers`) is kept to. The rest must follow from the shapes of the optimizer's slots, and
-from them alone: where two orders fit, neither is taken.
+What `_layers` knows of the order holds. The rest must follow from the shapes of the optimizer's slots: if two orders
+fit, neither is taken.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files.layouts._layers import Layer
 
 Shapes = Sequence[tuple[int, ...]]
-_MOST_STEPS = 200_000  # Of the search: a few seconds, where a model whose order is known takes a step a layer.
+_MOST_STEPS = 200_000  # They take a few seconds; a model whose order is known takes one step for each layer.
 _REMEDY = "Hand over the paths of `model.trainable_variables`, in order: `load_keras(path, trainable=[...])`."
 
 
 class _Assumption(NamedTuple):
-    """What a search takes for granted."""
+    """What a search assumes of the model."""
 
     names_are_in_order: bool = True
     others_were_frozen: bool = False
@@ -33,13 +33,13 @@ _ASSUMPTIONS = (
 
 
 def in_order(model: Layer, slots: Shapes | None, trainable: Sequence[str] | None = None) -> list[Variable]:
-    """Return the model's variables in Keras's order, of which the trainable ones have the shapes `slots`.
+    """Return the variables of a model in Keras's order. The trainable ones have the shapes `slots`, in that order.
 
     Args:
       model: the model.
-      slots: the shapes of the optimizer's first moments, in its order; None where the file has no moments: then all
-        variables are taken for trainable that are not known to be otherwise.
-      trainable: the paths of the trainable variables, in order, if they are known.
+      slots: the shapes of the optimizer's first moments in its order. None if the file has no moments: every variable
+        that may be trainable is then taken to be.
+      trainable: the paths of the trainable variables in order, or None if they are not known.
 
     Raises:
       ValueError: if no order of the variables fits the slots, or several do.
@@ -67,7 +67,7 @@ def in_order(model: Layer, slots: Shapes | None, trainable: Sequence[str] | None
 
 
 def _first_two(model: Layer, slots: Shapes | None, assumption: _Assumption) -> list[list[Variable]]:
-    """Return the first two orders of the trainable variables that fit, or the only one, or none."""
+    """Return the first two orders of the variables that fit, or fewer if there are not so many."""
     found: dict[tuple[int, ...], list[Variable]] = {}
     for variables in _orders(model, slots, assumption):
         found.setdefault(tuple(id(v.array) for v in variables if v.is_trainable), variables)
@@ -77,11 +77,11 @@ def _first_two(model: Layer, slots: Shapes | None, assumption: _Assumption) -> l
 
 
 def _in_given_order(model: Layer, slots: Shapes | None, trainable: Sequence[str]) -> list[Variable]:
-    """Return the variables in the order of the paths `trainable`, then the others."""
+    """Return first the variables with the paths `trainable`, in that order, then the others."""
     others = with_unique_paths([Variable(path, array, False) for path, array in model.all_own()])
     named = []
     for path in trainable:
-        # A variable of a custom layer has a number in the file where Keras has a name.
+        # In the file, a variable of a custom layer has a number in the place of its name.
         numbers = f"{path.rpartition('/')[0]}/vars/"
         candidates = [v for v in others if v.path == path] or [v for v in others if v.path.startswith(numbers)]
         if not candidates:
@@ -107,8 +107,8 @@ def _listed(shapes: Shapes) -> str:
 def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iterator[list[Variable]]:
     """Yield the variables in each order in which the trainable ones have the shapes `slots`, the likeliest first.
 
-    A depth-first search, with a stack of its own, over what may come next. A state is the agenda (a linked list: layers
-    to visit, and layers of whose children some have been), the number of slots used, and the variables so far.
+    This is a depth-first search with its own stack. A state of it is the agenda, the number of slots used, and the
+    variables so far. The agenda is a linked list of the layers to visit, and of those with children still to visit.
     """
     stack: list[tuple[Any, int, Any]] = [((model, None, None), 0, None)]
     for _ in range(_MOST_STEPS):
@@ -132,13 +132,13 @@ def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iter
             later = (layer, after, rest) if len(after) < len(layer.children) else rest
             stack.append(((layer.children[index], None, later), used, placed))
     raise ValueError(
-        "The order of the optimizer's moments must follow from the file. Received: a model with too many of them. "
-        f"{_REMEDY}"
+        "The order of the optimizer's moments must follow from the file. Received: a model for which a search of "
+        f"{_MOST_STEPS:,} steps did not find it. {_REMEDY}"
     )
 
 
 def _counts(layer: Layer, slots: Shapes | None, assumption: _Assumption) -> Sequence[int]:
-    """Return how many of the layer's own variables may be trainable."""
+    """Return the numbers of the layer's own variables, from the first, that may be trainable."""
     if layer.is_frozen and not assumption.frozen_were_trained:
         return (0,)
     if slots is None:
@@ -148,7 +148,7 @@ def _counts(layer: Layer, slots: Shapes | None, assumption: _Assumption) -> Sequ
 
 
 def _next(layer: Layer, done: frozenset[int], is_any_right: bool, assumption: _Assumption) -> list[int]:
-    """Return the children that may come next; one without variables may come at once."""
+    """Return the children that may come next. If one has no variables, only that one: it may come at any time."""
     following = [
         index
         for index in range(len(layer.children))

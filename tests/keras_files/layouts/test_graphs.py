@@ -91,7 +91,7 @@ def test_legacy_slots_follow_the_model():
     slots = [(v, slot, (f"Adam/{v[0]}/{slot}", 10 + v[1])) for slot in ("v", "m") for v in variables]
     optimizer = {"iter": ("Adam/iter", 5), "slots": slots}
     assert read({"model": model, "optimizer": optimizer}) == ("legacy", NUMBERS, [11, 12, 13, 14])
-    with pytest.raises(ValueError, match="Every variable must have the same slots"):
+    with pytest.raises(ValueError, match="Every variable must have the same slots. Received: no mu for 'layer/kernel'"):
         read({"model": model, "optimizer": optimizer | {"slots": slots[:-1]}})
     with pytest.raises(ValueError, match="one of Adam's: m, v, vhat. Received: 'momentum'"):
         read({"model": model, "optimizer": optimizer | {"slots": [(variables[0], "momentum", ("x", 0))]}})
@@ -106,17 +106,17 @@ def test_keras_3_names_the_variables_that_it_trains():
     assert (generation, list(numbers)[:2], moments) == ("keras3", ["own", "layer/scale"], [10, 11])
     assert len(numbers) == 4
     optimizer["_trainable_variables"] = listed([model["own"]])
-    with pytest.raises(ValueError, match="lists of other lengths"):
+    with pytest.raises(ValueError, match="Received: 1 variables, 2 of mu, 2 of nu"):
         read({"model": model, "optimizer": optimizer})
 
 
 def test_what_is_not_one_training_is_refused():
     model, optimizer = layered(), tf_keras(["Adam/m/" + name for name in NAMES])
-    with pytest.raises(ValueError, match="state of one Adam. Received: 2"):
+    with pytest.raises(ValueError, match="state of one Adam. Received: 2 optimizers"):
         read({"model": model, "a": optimizer, "b": tf_keras(["Adam/m/own"])})
     with pytest.raises(ValueError, match=r"Received: 'Adam/m/own'. Save the model with it"):
         read({"optimizer": tf_keras(["Adam/m/own"])})
-    with pytest.raises(ValueError, match="step count and both moments"):
+    with pytest.raises(ValueError, match="step count, mu and nu. Received: no step count, 4 of mu, 4 of nu"):
         read({"model": model, "optimizer": {name: kept for name, kept in optimizer.items() if name != "_iterations"}})
     with pytest.raises(ValueError, match="must be numbered from 0"):
         read({"model": model, "optimizer": optimizer | {"_momentums": {"1": ("m/own", 0.0)}}})
