@@ -6,9 +6,9 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
@@ -151,7 +151,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     rename = dict(arguments.rename)
     if len(rename) < len(arguments.rename):
-        parser.error("argument --rename: must name each part of Keras's paths once.")
+        parts = [part for part, _ in arguments.rename]
+        repeated = next(part for part in parts if parts.count(part) > 1)
+        parser.error(f"argument --rename: must name each part of Keras's paths once. Received: {repeated!r} twice.")
     try:
         from optax_kadam.commands import _convert
     except ImportError as error:
@@ -181,7 +183,7 @@ def _refusing(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.error(" ".join(str(error).split()))
 
 
-def _config_file(text: str) -> dict[str, Any]:
+def _config_file(text: str) -> Mapping[str, object]:
     """Return the configuration of an optimizer in the JSON file whose path is `text`."""
     try:
         config = json.loads(Path(text).read_bytes())

@@ -31,7 +31,9 @@ from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files._training import KerasTraining, read
 
 
-def convert(path: pathlib.Path, out: pathlib.Path, config: Mapping[str, Any] | None, rename: Mapping[str, str]) -> str:
+def convert(
+    path: pathlib.Path, out: pathlib.Path, config: Mapping[str, object] | None, rename: Mapping[str, str]
+) -> str:
     """Write the training in the file at `path` to the Orbax checkpoint `out`, as a whole or not at all.
 
     Args:
@@ -84,7 +86,7 @@ def _check_room(folder: pathlib.Path, needed: int) -> None:
         )
 
 
-def _tree(training: KerasTraining, rename: Mapping[str, str]) -> dict[str, Any]:
+def _tree(training: KerasTraining, rename: Mapping[str, str]) -> dict[str, object]:
     """Return the tree of the checkpoint."""
     flax_path_of = flax_paths(training.variables, rename)
     trainable = training.mu or {}
@@ -141,7 +143,7 @@ def _check_nestable(new_paths: Mapping[str, str]) -> None:
                 )
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, object]) -> dict[str, object]:
     """Return nested dicts of the values at the paths in `flat`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():

@@ -5,7 +5,6 @@ import inspect
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ _CHUNK = 1 << 20  # How many elements are converted to float64 at a time.
 _UNKNOWN = "not in the file"
 
 
-def describe(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> str:
+def describe(path: pathlib.Path, config: Mapping[str, object] | None = None) -> str:
     """Return a description of the file at `path`. At most one of its arrays is in memory at a time.
 
     Args:
@@ -61,7 +60,7 @@ def _heading(path: pathlib.Path, scalars: KerasTraining, has_state: bool) -> dic
     return heading
 
 
-def _optimizer(config: Mapping[str, Any] | None) -> str:
+def _optimizer(config: Mapping[str, object] | None) -> str:
     """Return the class of the optimizer, and the arguments that differ from Keras's defaults."""
     if config is None:
         return f"{_UNKNOWN}: hand it over with --config"
@@ -79,14 +78,16 @@ def _optimizer(config: Mapping[str, Any] | None) -> str:
     return f"LossScaleOptimizer({shown}, initial_scale={_shown(scale)}, dynamic_growth_steps={steps})"
 
 
-def _class_name(config: Mapping[str, Any]) -> str:
+def _class_name(config: Mapping[str, object]) -> str:
     """Return the name of the class inside a LossScaleOptimizer; a bare `get_config()` holds none: it is Adam."""
     inside = config.get("config", config)
-    inner = inside.get("inner_optimizer", inside.get("optimizer"))
-    return _class_name(inner) if inner else str(config.get("class_name", "Adam")).rpartition(">")[2]
+    inner = inside.get("inner_optimizer", inside.get("optimizer")) if isinstance(inside, Mapping) else None
+    return (
+        _class_name(inner) if isinstance(inner, Mapping) else str(config.get("class_name", "Adam")).rpartition(">")[2]
+    )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return a number as the user wrote it. In a config it may have more digits, if Keras kept it in float32."""
     if isinstance(value, Mapping):  # It is a schedule that is not Keras's own.
         return str(value.get("class_name"))

@@ -17,7 +17,7 @@ from optax_kadam.config._parse import parse as parse
 
 
 def from_config(
-    config: Mapping[str, Any], *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Any = None
+    config: Mapping[str, object], *, learning_rate: Hyperparameter | None = None, weight_decay_mask: object = None
 ) -> optax.GradientTransformationExtraArgs:
     """Build the transformation that behaves like the optimizer that a Keras config describes.
 
@@ -108,7 +108,7 @@ def to_config(**kadam_arguments: Any) -> dict[str, Any]:
     return {"module": "keras.optimizers", "class_name": "Adam", "config": config, "registered_name": None}
 
 
-def _beyond_keras3(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _beyond_keras3(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the names of the arguments that a Keras 3 config has no word for, each with a remedy."""
     for name, value in arguments.items():
         if isinstance(value, Tracer):

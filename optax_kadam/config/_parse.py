@@ -10,7 +10,7 @@ Source: `get_config`, `from_config` and `serialize` of `keras/src/optimizers/{ba
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,13 +23,15 @@ from optax_kadam._precision import arithmetic_dtype
 from optax_kadam.config import _values
 from optax_kadam.stages._loss_scale import dynamic_loss_scale
 
+Generation = Literal["keras3", "tf_keras", "legacy"]
+
 # In the order of Keras 3's `get_config`.
 _BASE_KEYS = ("name", "learning_rate", "weight_decay", "clipnorm", "global_clipnorm", "clipvalue")
 _EMA_KEYS = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
 _ADAM_KEYS = ("beta_1", "beta_2", "epsilon", "amsgrad")
 _KERAS3_ONLY = ("loss_scale_factor", "gradient_accumulation_steps")
 _NO_ARGUMENTS = ("lr", "jit_compile", "is_legacy_optimizer")  # They are never handed to `kadam`.
-KEYS = {
+KEYS: dict[Generation, tuple[str, ...]] = {
     "keras3": (*_BASE_KEYS, *_EMA_KEYS, *_KERAS3_ONLY, *_ADAM_KEYS),
     "tf_keras": (*_BASE_KEYS, *_EMA_KEYS, *_ADAM_KEYS, "adaptive_epsilon", *_NO_ARGUMENTS),
     "legacy": (*(key for key in _BASE_KEYS if key != "weight_decay"), *_ADAM_KEYS, "decay", "lr"),
@@ -59,12 +61,12 @@ class OptimizerConfig:
       loss_scale: the arguments of the `LossScaleOptimizer` around the optimizer; None without one.
     """
 
-    generation: str
+    generation: Generation
     arguments: dict[str, Any]
     loss_scale: LossScale | None = None
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Any = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: object = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation; see `from_config`."""
         arguments = dict(self.arguments)
@@ -85,7 +87,7 @@ class OptimizerConfig:
         return dynamic_loss_scale(inner, scale, growth_steps, generation=self.generation)
 
 
-def parse(config: Mapping[str, Any]) -> OptimizerConfig:
+def parse(config: Mapping[str, object]) -> OptimizerConfig:
     """Return what a Keras config says. `from_config` describes the forms that it may have, and the errors."""
     if not isinstance(config, Mapping):
         raise TypeError(
@@ -110,7 +112,7 @@ def parse(config: Mapping[str, Any]) -> OptimizerConfig:
     return _parse_adam({"weight_decay": 0.004, **inside} if class_name == "adamw" else inside, generation)
 
 
-def _class(config: Mapping[str, Any]) -> tuple[str, str]:
+def _class(config: Mapping[str, object]) -> tuple[str, str]:
     """Return the prefix and the name of a class of Keras's own, in lower case, as Keras compares them."""
     prefix, _, name = str(config["class_name"]).lower().rpartition(">")
     known = name in ("adam", "adamw", *_WRAPPERS) and prefix in ("", "custom") and not (prefix and "module" in config)
@@ -119,7 +121,7 @@ def _class(config: Mapping[str, Any]) -> tuple[str, str]:
     return prefix, name
 
 
-def _refused(config: Mapping[str, Any]) -> ValueError:
+def _refused(config: Mapping[str, object]) -> ValueError:
     received = ", ".join(f"{k}={config[k]!r}" for k in ("class_name", "module", "registered_name") if k in config)
     return ValueError(
         "`class_name` must be Keras's own Adam or AdamW, or a LossScaleOptimizer around one. "
@@ -127,7 +129,7 @@ def _refused(config: Mapping[str, Any]) -> ValueError:
     )
 
 
-def _generation(module: str, config: Mapping[str, Any], otherwise: str = "keras3") -> str:
+def _generation(module: str, config: Mapping[str, object], otherwise: Generation = "keras3") -> Generation:
     """Return the generation, by the module and by the keys that only one generation writes."""
     parts = module.split(".")
     if "legacy" in parts or config.get("is_legacy_optimizer", False):
@@ -141,7 +143,7 @@ def _generation(module: str, config: Mapping[str, Any], otherwise: str = "keras3
     return "tf_keras" if parts[0] == "tf_keras" else otherwise
 
 
-def _parse_adam(config: Mapping[str, Any], generation: str) -> OptimizerConfig:
+def _parse_adam(config: Mapping[str, object], generation: Generation) -> OptimizerConfig:
     for key, value in config.items():
         if key not in KEYS[generation] and not (key == "is_legacy_optimizer" and value):
             raise ValueError(
@@ -155,7 +157,7 @@ def _parse_adam(config: Mapping[str, Any], generation: str) -> OptimizerConfig:
     return OptimizerConfig(generation, {key: read.get(key, _values.plain)(value) for key, value in known.items()})
 
 
-def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:
+def _parse_wrapper(config: Mapping[str, object]) -> OptimizerConfig:
     if "loss_scale" in config:  # TensorFlow 2.1 to 2.3 wrote it.
         config = {key: value for key, value in config.items() if key not in ("optimizer", "loss_scale")} | {
             "inner_optimizer": config.get("optimizer"),
@@ -181,7 +183,7 @@ def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:
     return OptimizerConfig(parsed.generation, arguments, _loss_scale(config, is_keras3))
 
 
-def _loss_scale(config: Mapping[str, Any], is_keras3: bool) -> LossScale:
+def _loss_scale(config: Mapping[str, object], is_keras3: bool) -> LossScale:
     scale, growth_steps = (_values.plain(config.get(key)) for key in ("initial_scale", "dynamic_growth_steps"))
     if config.get("dynamic", True):
         return LossScale(2.0**15 if scale is None else scale, 2000 if growth_steps is None else growth_steps)
@@ -197,10 +199,11 @@ def _loss_scale(config: Mapping[str, Any], is_keras3: bool) -> LossScale:
     return LossScale(scale, None)
 
 
-def _first_loss_scale(loss_scale: Any) -> dict[str, Any]:
+def _first_loss_scale(loss_scale: object) -> dict[str, object]:
     """Return the `loss_scale` of TensorFlow 2.1 to 2.3 under today's names."""
-    is_known = isinstance(loss_scale, Mapping) and isinstance(loss_scale.get("config"), Mapping)
-    class_name, config = (loss_scale["class_name"], loss_scale["config"]) if is_known else (None, {})
+    class_name, config = None, {}
+    if isinstance(loss_scale, Mapping) and isinstance(loss_scale.get("config"), Mapping):
+        class_name, config = loss_scale["class_name"], loss_scale["config"]
     if class_name == "FixedLossScale":
         return {"dynamic": False, "initial_scale": config.get("loss_scale_value")}
     if class_name != "DynamicLossScale" or config.get("multiplier", 2) != 2:

@@ -3,8 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Self, TypeVar
 
+from optax_kadam.config._parse import Generation
 from optax_kadam.keras_files._lazy_array import LazyArray
 
 
@@ -57,6 +58,20 @@ class Slots:
     step_counter: LazyArray | None = None  # This and the next belong to the `LossScaleOptimizer` around it.
     dynamic_scale: LazyArray | None = None
 
+    @classmethod
+    def from_lists(
+        cls,
+        iterations: LazyArray,
+        learning_rate: LazyArray | None,
+        lists: Mapping[str, Sequence[LazyArray]],
+        step_counter: LazyArray | None = None,
+        dynamic_scale: LazyArray | None = None,
+    ) -> Self:
+        """Return the slots with the arrays of `lists`, which are named like the fields; both moments must be there."""
+        nu_max, average, accumulator = (lists.get(name) for name in ("nu_max", "average", "accumulator"))
+        moments = lists["mu"], lists["nu"]
+        return cls(iterations, learning_rate, *moments, nu_max, average, accumulator, step_counter, dynamic_scale)
+
     def arrays(self) -> dict[str, Sequence[LazyArray]]:
         """Return the lists that are not None by their names, which are those in the state of `kadam`."""
         lists = {name: getattr(self, name) for name in ("mu", "nu", "nu_max", "average", "accumulator")}
@@ -107,8 +122,8 @@ def counted(slots: Mapping[str, Collection[object]]) -> str:
 class Contents:
     """What a Keras file holds."""
 
-    generation: str
-    config: Mapping[str, Any] | None  # The serialized optimizer.
+    generation: Generation
+    config: Mapping[str, object] | None  # The serialized optimizer.
     variables: Sequence[Variable]  # The trainable ones are in the order of the slots.
     slots: Slots | None
 

@@ -1,10 +1,9 @@
 """JSON objects that stand in Keras's files: parsed, or refused by the name of the file."""
 
 import json
-from typing import Any
 
 
-def parse_json(text: bytes, where: Any) -> dict[str, Any]:
+def parse_json(text: bytes, where: object) -> dict[str, object]:
     """Return the JSON object in `text`, read from `where`."""
     try:
         parsed = json.loads(text)

@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
+import numpy as np
 
 Rename = Mapping[str, str] | Callable[[str], str | None] | None
+Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 # Keras's names of variables and of a layer inside attention, where Flax has another.
 _VARIABLES = {
@@ -33,7 +34,7 @@ def model_name(paths: Iterable[str]) -> str | None:
     return firsts.pop() if len(firsts) == 1 else None
 
 
-def match_leaves(tree: Any, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
+def match_leaves(tree: object, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
     """Return, for each leaf of `tree`, the path of the one of Keras's variables that it is.
 
     Args:
@@ -70,7 +71,7 @@ def match_leaves(tree: Any, variables: Sequence[str], rename: Rename, required: 
     return matched
 
 
-def leaf_path(path: Any) -> str:
+def leaf_path(path: Sequence[object]) -> str:
     """Return the path of a leaf as Flax writes it: `d1/kernel`."""
     names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from optax_kadam.keras_files._lazy_array import LazyArray
 
@@ -14,7 +13,7 @@ class Group:
     The later a group was created in the file, the larger is its `created`.
     """
 
-    attrs: Mapping[str, Any]
+    attrs: Mapping[str, str | list[str]]
     arrays: Mapping[str, LazyArray]
     groups: Mapping[str, "Group"]
     created: int

@@ -9,7 +9,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._json import parse_json
@@ -28,7 +27,7 @@ _DAMAGE += (TypeError, LookupError, AttributeError, OverflowError)
 
 @contextlib.contextmanager
 def opened(
-    path: pathlib.Path, config: Mapping[str, Any] | None = None, trainable: Sequence[str] | None = None
+    path: pathlib.Path, config: Mapping[str, object] | None = None, trainable: Sequence[str] | None = None
 ) -> Iterator[Contents]:
     """Yield the contents of the file at `path`. Their arrays can be read until the context is left.
 
@@ -49,7 +48,7 @@ def opened(
 
 def _contents(
     path: pathlib.Path,
-    config: Mapping[str, Any] | None,
+    config: Mapping[str, object] | None,
     trainable: Sequence[str] | None,
     until_left: contextlib.ExitStack,
 ) -> Contents:
@@ -108,7 +107,7 @@ def _latest(folder: pathlib.Path) -> pathlib.Path:
     return folder / name
 
 
-def _archived(archive: Archive, config: Mapping[str, Any] | None, trainable: Sequence[str] | None) -> Contents:
+def _archived(archive: Archive, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
     version = str(archive.json("metadata.json").get("keras_version"))
     model = archive.json("config.json")
     compiled = model.get("compile_config")

@@ -1,16 +1,17 @@
 """Keras's arrays are put into a tree of parameters, and into the state of a transformation for it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
+from optax_kadam.keras_files._match import Leaf, Rename, leaf_path, match_leaves
 
 Arrays = Mapping[str, np.ndarray]
+Tree = TypeVar("Tree")
 SLOTS = ("mu", "nu", "nu_max", "average", "accumulator")
 _LARGEST_COUNT = 2**31 - 1  # The step count of `kadam` goes no further.
 
@@ -19,10 +20,10 @@ def restore(
     variables: Arrays,
     slots: Mapping[str, Arrays],
     scalars: Mapping[str, float],
-    params: Any,
+    params: Tree,
     tx: optax.GradientTransformation,
     rename: Rename,
-) -> tuple[Any, Any]:
+) -> tuple[Tree, optax.OptState]:
     """Return `params` filled with Keras's weights, and the state of `tx` filled with Keras's slots and scalars.
 
     Args:
@@ -57,32 +58,32 @@ def restore(
     return restored, state
 
 
-def fill(variables: Arrays, tree: Any, rename: Rename) -> Any:
+def fill(variables: Arrays, tree: Tree, rename: Rename) -> Tree:
     """Return `tree` filled with Keras's weights: see `KerasTraining.fill`."""
     return _filled(tree, tree, match_leaves(tree, list(variables), rename, ()), variables)
 
 
-def get(state: Any, name: str) -> Any:
+def get(state: optax.OptState, name: str) -> Any:
     """Return the field `name` of a state, or None; unlike `optax.tree.get`, ignore a parameter of that name."""
     return optax.tree.get(state, name, None, filtering=_is_field)
 
 
-def put(state: Any, name: str, value: Any) -> Any:
+def put(state: optax.OptState, name: str, value: object) -> optax.OptState:
     """Return the state with its field `name` set; unlike `optax.tree.set`, ignore a parameter of that name."""
     return optax.tree.set(state, _is_field, **{name: value})
 
 
-def _is_field(path: Any, value: Any) -> bool:
+def _is_field(path: Sequence[object], value: object) -> bool:
     del value
     return bool(path) and isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
 
-def _without_elements(leaf: Any) -> jax.Array:
+def _without_elements(leaf: Leaf) -> jax.Array:
     """Return an array of the rank and dtype of `leaf` without elements: `init` then takes no memory for moments."""
-    return jnp.zeros((0,) * np.ndim(leaf), leaf.dtype)
+    return jnp.zeros((0,) * len(leaf.shape), leaf.dtype)
 
 
-def _filled(tree: Any, params: Any, keras_paths: Sequence[str], arrays: Arrays) -> Any:
+def _filled(tree: Tree, params: object, keras_paths: Sequence[str], arrays: Arrays) -> Tree:
     """Return `tree` filled with the arrays of its variables.
 
     The leaves of `tree` are some of those of `params`; `keras_paths` has the variable of each leaf of `params`.
@@ -92,12 +93,12 @@ def _filled(tree: Any, params: Any, keras_paths: Sequence[str], arrays: Arrays) 
         for (path, leaf), variable in zip(jax.tree.leaves_with_path(params), keras_paths, strict=True)
     }
 
-    def place(path: Any, leaf: Any) -> jax.Array:
+    def place(path: Sequence[object], leaf: Leaf) -> jax.Array:
         variable, param = like[leaf_path(path)]
         array = arrays[variable]
-        if np.shape(param) != array.shape or leaf.dtype != array.dtype:
+        if param.shape != array.shape or leaf.dtype != array.dtype:
             raise ValueError(
-                f"A leaf must have the shape and dtype that Keras saved. Received: {leaf.dtype}{list(np.shape(param))} "
+                f"A leaf must have the shape and dtype that Keras saved. Received: {leaf.dtype}{list(param.shape)} "
                 f"at {leaf_path(path)!r}, where {variable!r} is {array.dtype}{list(array.shape)}."
             )
         on_device = jax.device_put(array, _placement(param))
@@ -111,6 +112,7 @@ def _filled(tree: Any, params: Any, keras_paths: Sequence[str], arrays: Arrays) 
     return jax.tree.map_with_path(place, tree)
 
 
-def _placement(leaf: Any) -> Any:
+def _placement(leaf: Leaf) -> jax.sharding.Sharding | None:
     """Return the sharding that a leaf was given, or None if JAX chose it."""
-    return leaf.sharding if getattr(leaf, "committed", True) and getattr(leaf, "sharding", None) else None
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if getattr(leaf, "committed", True) else None

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ import optax
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._lazy_array import LazyArray
-from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
+from optax_kadam.keras_files._match import Leaf, Rename, leaf_path, match_leaves
 from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files.containers._archive import WEIGHTS
 
@@ -29,13 +28,13 @@ _BUILT = "Train it for a step in Keras, or call `optimizer.build(model.trainable
 
 def save_keras(
     path: str | pathlib.Path,
-    params: Any,
+    params: object,
     opt_state: optax.OptState,
     *,
     template: str | pathlib.Path,
     rename: Rename = None,
-    non_trainable: Any = None,
-    config: Mapping[str, Any] | None = None,
+    non_trainable: object = None,
+    config: Mapping[str, object] | None = None,
     trainable: Sequence[str] | None = None,
 ) -> None:
     """Write a training into a copy of `template`, which Keras can load and train on.
@@ -111,7 +110,7 @@ def _check_formats(path: pathlib.Path, template: pathlib.Path, is_zip: bool) -> 
 
 
 def _replaced(
-    contents: Contents, params: Any, opt_state: Any, rename: Rename, non_trainable: Any
+    contents: Contents, params: object, opt_state: optax.OptState, rename: Rename, non_trainable: object
 ) -> Iterator[tuple[LazyArray, np.ndarray]]:
     """Yield pairs of an array of the template and the one that takes its place."""
     slots = contents.slots
@@ -152,7 +151,7 @@ def _replaced(
             yield others[path], _fitting(leaf, others[path], path, "non_trainable")
 
 
-def _fitting(leaf: Any, old: LazyArray, path: str, name: str) -> np.ndarray:
+def _fitting(leaf: Leaf, old: LazyArray, path: str, name: str) -> np.ndarray:
     array = np.asarray(leaf)
     if array.shape != old.shape or array.dtype != old.dtype:
         raise ValueError(
@@ -162,7 +161,7 @@ def _fitting(leaf: Any, old: LazyArray, path: str, name: str) -> np.ndarray:
     return array
 
 
-def _scalar(opt_state: Any, name: str) -> Any:
+def _scalar(opt_state: optax.OptState, name: str) -> float | None:
     """Return the number `name` of the state, or None. `nnx.Optimizer` wraps its array, hence the leaves."""
     leaves = jax.tree.leaves(_restore.get(opt_state, name))
     return np.asarray(leaves[0]).item() if leaves else None
@@ -191,7 +190,7 @@ def _zip(template: pathlib.Path, weights: pathlib.Path, whole: pathlib.Path, rat
                 new.writestr(member.filename, old.read(member))
 
 
-def _set_rate(optimizer: Any, rate: float | None) -> bool:
+def _set_rate(optimizer: object, rate: float | None) -> bool:
     """Set the learning rate in a serialized optimizer if it is a number there; return whether it has changed."""
     config = optimizer.get("config") if isinstance(optimizer, dict) else None
     if not isinstance(config, dict):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,13 @@ import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
-from optax_kadam.config._config import OptimizerConfig, parse
+from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._match import Rename
 from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._restore import Tree
 
 Arrays = dict[str, np.ndarray]
 
@@ -42,7 +45,7 @@ class KerasTraining:
       dynamic_scale: the scale of a LossScaleOptimizer.
     """
 
-    generation: str
+    generation: Generation
     config: Mapping[str, Any] | None
     iterations: int
     learning_rate: float | None
@@ -64,7 +67,7 @@ class KerasTraining:
         )
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Any = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: object = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation that goes on as Keras's optimizer would. The arguments are those of `from_config`.
 
@@ -75,11 +78,11 @@ class KerasTraining:
 
     def restore(
         self,
-        params: Any,
+        params: Tree,
         *,
         tx: optax.GradientTransformation | None = None,
-        rename: Mapping[str, str] | Callable[[str], str | None] | None = None,
-    ) -> tuple[Any, Any]:
+        rename: Rename = None,
+    ) -> tuple[Tree, optax.OptState]:
         """Return `(params, opt_state)`: the tree `params` filled with Keras's weights, and Keras's state for it.
 
         Each leaf is matched with one of Keras's trainable variables by its path. A leading `params` in the path of a
@@ -117,7 +120,7 @@ class KerasTraining:
         scalars = {name: number for name, number in numbers.items() if number is not None}
         return _restore.restore(self.variables, slots, scalars, params, tx or self._plainest(), rename)
 
-    def fill(self, tree: Any, *, rename: Mapping[str, str] | Callable[[str], str | None] | None = None) -> Any:
+    def fill(self, tree: Tree, *, rename: Rename = None) -> Tree:
         """Return `tree` filled with Keras's weights, whether they are trained or not.
 
         This also reads the moving statistics of a BatchNormalization, which Flax calls `mean` and `var`.
@@ -150,7 +153,7 @@ class KerasTraining:
 
 
 def load_keras(
-    path: str | pathlib.Path, *, config: Mapping[str, Any] | None = None, trainable: Sequence[str] | None = None
+    path: str | pathlib.Path, *, config: Mapping[str, object] | None = None, trainable: Sequence[str] | None = None
 ) -> KerasTraining:
     """Read a training from a file that Keras saved: weights, moments, step count, learning rate, configuration.
 
@@ -203,28 +206,36 @@ def read(contents: Contents) -> KerasTraining:
     slots = contents.slots
     if slots is None:
         return KerasTraining(contents.generation, contents.config, 0, _configured_rate(contents), variables)
-    arrays: dict[str, Any] = {
-        name: {v.path: _frozen(array.read()) for v, array in zip(trainable, arrays, strict=True)}
-        for name, arrays in slots.arrays().items()
+    arrays = {
+        name: {variable.path: _frozen(array.read()) for variable, array in zip(trainable, listed, strict=True)}
+        for name, listed in slots.arrays().items()
     }
-    scalars: dict[str, Any] = {
-        name: None if scalar is None else scalar.read().item()
-        for name, scalar in {
-            "iterations": slots.iterations,
-            "learning_rate": slots.learning_rate,
-            "step_counter": slots.step_counter,
-            "dynamic_scale": slots.dynamic_scale,
-        }.items()
-    }
-    if scalars["learning_rate"] is None:
-        scalars["learning_rate"] = _configured_rate(contents)
-    return KerasTraining(contents.generation, contents.config, variables=variables, **scalars, **arrays)
+    iterations, rate = slots.iterations.read().item(), _number(slots.learning_rate)
+    return KerasTraining(
+        contents.generation,
+        contents.config,
+        iterations,
+        _configured_rate(contents) if rate is None else rate,
+        variables,
+        mu=arrays.get("mu"),
+        nu=arrays.get("nu"),
+        nu_max=arrays.get("nu_max"),
+        average=arrays.get("average"),
+        accumulator=arrays.get("accumulator"),
+        step_counter=_number(slots.step_counter),
+        dynamic_scale=_number(slots.dynamic_scale),
+    )
 
 
-def _configured_rate(contents: Contents, default: Any = None) -> float | None:
+def _number(scalar: LazyArray | None) -> Any:
+    """Return the number in an array, or None without one."""
+    return None if scalar is None else scalar.read().item()
+
+
+def _configured_rate(contents: Contents) -> float | None:
     """Return the learning rate of the configuration if that is a number."""
     rate = parse(contents.config).arguments.get("learning_rate") if contents.config else None
-    return float(rate) if isinstance(rate, float | int | np.floating) else default
+    return float(rate) if isinstance(rate, float | int | np.floating) else None
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

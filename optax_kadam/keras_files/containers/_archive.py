@@ -9,8 +9,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._named_arrays import Group
@@ -30,7 +29,7 @@ class Archive:
         if zipped is not None:
             self._check_names(zipped)
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> dict[str, object]:
         """Return the JSON object in the member `name`."""
         if self._zip is None:
             return parse_json((self._folder / name).read_bytes(), self._folder / name)
@@ -103,7 +102,7 @@ def open_archive(path: pathlib.Path) -> Iterator[Archive]:
         yield Archive(path, pathlib.Path(folder), zipped)
 
 
-def read_shards(index: dict[str, Any], where: str, read: Any) -> Group:
+def read_shards(index: Mapping[str, object], where: str, read: Callable[[str], Group]) -> Group:
     """Return the root group of the file that was cut into the shards of a `.weights.json`.
 
     Args:

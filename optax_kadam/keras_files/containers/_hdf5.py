@@ -16,7 +16,7 @@ import selectors
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,22 @@ import numpy as np
 from optax_kadam.keras_files._lazy_array import LazyArray, read_into_place
 from optax_kadam.keras_files._named_arrays import Group
 
+if TYPE_CHECKING:
+    from optax_kadam.keras_files.containers._hdf5_worker import FoundArray, FoundGroup
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+class _Contents(TypedDict):
+    contents: "FoundGroup"
+
+
+class _Error(TypedDict):
+    error: str
+    named: bool  # Whether the message says what must hold and what was received.
+
+
+_Answer = _Contents | _Error
 
 
 def read_hdf5(path: pathlib.Path, start: int = 0, size: int | None = None) -> Group:
@@ -38,24 +53,24 @@ def read_hdf5(path: pathlib.Path, start: int = 0, size: int | None = None) -> Gr
         raise ImportError("h5py must be installed to read HDF5. Received: no module h5py. Install it: pip install h5py")
     size = path.stat().st_size - start if size is None else size
     with _LOCK:
-        answer = _ask([str(path.absolute()), start, size])
-    if answer.get("named"):
+        answer = _ask((str(path.absolute()), start, size))
+    if "contents" in answer:
+        return _group(answer["contents"], path, start)
+    if answer["named"]:
         raise ValueError(f"{answer['error']} The file is {str(path)!r}.")
-    if "error" in answer:
-        raise ValueError(
-            f"An HDF5 file must be whole: {answer['error']}. Received: {str(path)!r}. "
-            "It is damaged or cut off: copy it again."
-        )
-    return _group(answer["contents"], path, start)
+    raise ValueError(
+        f"An HDF5 file must be whole: {answer['error']}. Received: {str(path)!r}. "
+        "It is damaged or cut off: copy it again."
+    )
 
 
-def _group(found: dict[str, Any], path: pathlib.Path, start: int) -> Group:
+def _group(found: "FoundGroup", path: pathlib.Path, start: int) -> Group:
     arrays = {name: _lazy_array(array, path, start) for name, array in found["arrays"].items()}
     groups = {name: _group(group, path, start) for name, group in found["groups"].items()}
     return Group(found["attrs"], arrays, groups, found["created"])
 
 
-def _lazy_array(array: dict[str, Any], path: pathlib.Path, start: int) -> LazyArray:
+def _lazy_array(array: "FoundArray", path: pathlib.Path, start: int) -> LazyArray:
     # HDF5 has no bfloat16: Keras writes two opaque bytes for it, with or without the attribute `dtype`.
     dtype = np.dtype(jnp.bfloat16) if array["dtype"] == "opaque" else np.dtype(array["dtype"])
     shape = tuple(array["shape"])
@@ -76,14 +91,14 @@ _SECONDS, _BYTES_A_SECOND = 5.0, 1e7
 _workers: dict[int, subprocess.Popen[str]] = {}
 
 
-def _ask(request: list[Any]) -> dict[str, Any]:
+def _ask(request: tuple[str, int, int]) -> _Answer:
     """Return the answer of the worker; if it dies, of a new one, as an earlier file may have damaged the first."""
     worker = _workers.get(os.getpid())
     answer = _exchange(worker, request) if worker else None
-    return answer or _exchange(_start(), request) or {"error": "libhdf5 crashes on it"}
+    return answer or _exchange(_start(), request) or {"error": "libhdf5 crashes on it", "named": False}
 
 
-def _exchange(worker: subprocess.Popen[str], request: list[Any]) -> dict[str, Any] | None:
+def _exchange(worker: subprocess.Popen[str], request: tuple[str, int, int]) -> _Answer | None:
     """Send a request to the worker and return its answer, or None if it died."""
     if worker.stdin is None or worker.stdout is None:
         return None
@@ -93,7 +108,7 @@ def _exchange(worker: subprocess.Popen[str], request: list[Any]) -> dict[str, An
         selector.register(worker.stdout, selectors.EVENT_READ)
         if not selector.select(_SECONDS + request[2] / _BYTES_A_SECOND):
             _stop(worker)
-            return {"error": "libhdf5 does not come to an end with it"}
+            return {"error": "libhdf5 does not come to an end with it", "named": False}
         if line := worker.stdout.readline():
             return json.loads(line)
     _stop(worker)

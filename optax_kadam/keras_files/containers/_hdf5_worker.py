@@ -13,12 +13,33 @@ import json
 import math
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import h5py
 from h5py import h5a, h5d, h5o, h5t  # pyright: ignore[reportAttributeAccessIssue]: it has no types.
 
 _MOST_STRINGS = 1_000_000  # A model of a million layers has no more in one attribute.
+
+
+class FoundArray(TypedDict):
+    """The place of a dataset; `created` is larger for one that was created later."""
+
+    shape: Sequence[int]
+    dtype: str
+    offset: int  # The first byte, counted from the start of the HDF5 file.
+    bytes: int
+    attrs: Mapping[str, str | list[str]]
+    created: int
+
+
+class FoundGroup(TypedDict):
+    """A group. HDF5 fills a hole now and then, so that `created` is the highest address of the group and all in it."""
+
+    attrs: Mapping[str, str | list[str]]
+    arrays: Mapping[str, FoundArray]
+    groups: Mapping[str, "FoundGroup"]
+    created: int
 
 
 class _FilePart(io.RawIOBase):
@@ -45,23 +66,17 @@ class _FilePart(io.RawIOBase):
         super().close()
 
 
-def contents(path: str, start: int, size: int) -> dict[str, Any]:
-    """Return the root group of an HDF5 file as JSON.
-
-    A group is `{"attrs", "arrays", "groups", "created"}`, an array `{"shape", "dtype", "offset", "bytes", "attrs",
-    "created"}`, where the offset counts from the start of the HDF5 file. `created` is larger for what was created
-    later: it is the highest address of a group and of all in it. HDF5 appends to the file in general, but fills a hole
-    now and then, so that the address of the group alone would mislead.
-    """
+def contents(path: str, start: int, size: int) -> FoundGroup:
+    """Return the root group of the HDF5 file in the `size` bytes from `start` of the file at `path`."""
     with contextlib.closing(_FilePart(path, start, size)) as part, h5py.File(part, "r") as file:
         return _group(file, "", size, set())
 
 
-def _group(group: h5py.Group, name: str, size: int, above: set[int]) -> dict[str, Any]:
+def _group(group: h5py.Group, name: str, size: int, above: set[int]) -> FoundGroup:
     address = h5o.get_info(group.id).addr
     if address in above:
         raise ValueError(f"A group must not stand inside itself. Received: {name!r}.")
-    found: dict[str, Any] = {"attrs": _attributes(group, name), "arrays": {}, "groups": {}}
+    attrs, arrays, groups = _attributes(group, name), {}, {}
     for key in group:
         inner = f"{name}/{key}"
         link = group.get(key, getlink=True)
@@ -72,20 +87,19 @@ def _group(group: h5py.Group, name: str, size: int, above: set[int]) -> dict[str
             )
         item = group[key]
         if isinstance(item, h5py.Group):
-            found["groups"][key] = _group(item, inner, size, above | {address})
+            groups[key] = _group(item, inner, size, above | {address})
         elif isinstance(item, h5py.Dataset):
-            found["arrays"][key] = _dataset(item, inner, size)
+            arrays[key] = _dataset(item, inner, size)
         else:
             raise ValueError(
                 f"A group must hold groups and datasets. Received: {type(item).__name__} at {inner!r}. "
                 "No Keras wrote this: do not trust it."
             )
-    parts = [*found["arrays"].values(), *found["groups"].values()]
-    found["created"] = max([address, *(part["created"] for part in parts)])
-    return found
+    created = max([address, *(part["created"] for part in [*arrays.values(), *groups.values()])])
+    return {"attrs": attrs, "arrays": arrays, "groups": groups, "created": created}
 
 
-def _dataset(dataset: h5py.Dataset, name: str, size: int) -> dict[str, Any]:
+def _dataset(dataset: h5py.Dataset, name: str, size: int) -> FoundArray:
     created = dataset.id.get_create_plist()
     if created.get_layout() != h5d.CONTIGUOUS or created.get_external_count() or created.get_nfilters():
         raise ValueError(
@@ -112,9 +126,9 @@ def _dataset(dataset: h5py.Dataset, name: str, size: int) -> dict[str, Any]:
     }
 
 
-def _attributes(item: Any, name: str) -> dict[str, Any]:
+def _attributes(item: h5py.Group | h5py.Dataset, name: str) -> dict[str, str | list[str]]:
     """Return the attributes: strings and lists of strings. Keras writes no others but empty lists."""
-    found = {}
+    found: dict[str, str | list[str]] = {}
     for index in range(h5a.get_num_attrs(item.id)):
         attribute = h5a.open(item.id, index=index)
         key = attribute.name.decode()
@@ -124,7 +138,7 @@ def _attributes(item: Any, name: str) -> dict[str, Any]:
         # Reading a damaged attribute of another type crashed libhdf5, hence the type is checked first.
         if attribute.get_type().get_class() != h5t.STRING or math.prod(attribute.shape) > _MOST_STRINGS:
             raise ValueError(f"An attribute must be a string, or a list of them. Received: {key!r} of {name!r}.")
-        value = item.attrs[key]
+        value: Any = item.attrs[key]
         found[key] = _text(value) if isinstance(value, str | bytes) else [_text(text) for text in value.ravel()]
     return found
 

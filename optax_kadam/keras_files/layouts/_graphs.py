@@ -9,8 +9,7 @@ Source: `keras/src/backend/tensorflow/optimizer.py` (Keras 3.15); `tf_keras/src/
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import (
@@ -39,7 +38,7 @@ _NOT_MODEL = re.compile(rf"{NOT_WEIGHTS.pattern}|keras_api|signatures|train_(tf_
 _WITH_MODEL = "Save the model with it: `tf.train.Checkpoint(model=model, optimizer=optimizer)`."
 
 
-def graph_contents(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Contents:
+def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) -> Contents:
     """Return the contents of a checkpoint. `config` is the serialized optimizer, or None if it is not known."""
     graph = _Graph(checkpoint)
     optimizers = [node for node in checkpoint.nodes if _is_optimizer(node)]
@@ -149,9 +148,7 @@ class _Graph:
         """Return the slots of an optimizer that keeps them in lists, and the nodes of their variables."""
         children = optimizer.children
         indices = {slot: self._list(children[name]) for name, slot in _SLOT_LISTS.items() if name in children}
-        lists: dict[str, Any] = {
-            slot: [self.variable(index)[1] for index in nodes] for slot, nodes in indices.items() if nodes
-        }
+        lists = {slot: [self.variable(index)[1] for index in nodes] for slot, nodes in indices.items() if nodes}
         if not lists or len({len(arrays) for arrays in lists.values()}) != 1:
             raise ValueError(f"Every variable must have the same slots. Received: {counted(lists)}.")
         if "_trainable_variables" in children:
@@ -179,7 +176,7 @@ class _Graph:
             )
         return [by_name[name].pop(0) for name in names]
 
-    def _variable_name(self, slot: str, known: Mapping[str | None, Any]) -> str:
+    def _variable_name(self, slot: str, known: Collection[str | None]) -> str:
         """Return the name of the variable in that of a slot: `dense/kernel` in `Adam/m/dense/kernel`.
 
         What stands before `m` is the name of the optimizer, which the user may have chosen.
@@ -196,7 +193,7 @@ class _Graph:
             raise ValueError(f"A list must be numbered from 0. Received: {sorted(children)}.")
         return [children[str(i)] for i in range(len(children))]
 
-    def _slots(self, optimizer: Node, lists: dict[str, Any], count: str) -> Slots:
+    def _slots(self, optimizer: Node, lists: Mapping[str, Sequence[LazyArray]], count: str) -> Slots:
         iterations = self.scalar(optimizer, count)
         if iterations is None or "mu" not in lists or "nu" not in lists:
             step_count = "no step count" if iterations is None else "a step count"
@@ -210,4 +207,4 @@ class _Graph:
                 counter, scale = self.scalar(node, "good_steps"), self.scalar(node, "current_loss_scale")
             elif {"step_counter", "dynamic_scale"} <= set(node.children):
                 counter, scale = self.scalar(node, "step_counter"), self.scalar(node, "dynamic_scale")
-        return Slots(iterations, rate, **lists, step_counter=counter, dynamic_scale=scale)
+        return Slots.from_lists(iterations, rate, lists, counter, scale)

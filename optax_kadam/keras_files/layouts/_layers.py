@@ -14,8 +14,8 @@ import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from optax_kadam.config._parse import Generation
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._builtin_layers import ALIASES, ATTENTION, SUBLAYERS, SWITCHES, VARIABLES
@@ -48,7 +48,7 @@ class Layer:
 _Children = tuple[list[Layer], list[set[int]], list[set[int]]]
 
 
-def read_layers(root: Group, config: Mapping[str, Any] | None, generation: str) -> Layer:
+def read_layers(root: Group, config: Mapping[str, object] | None, generation: Generation) -> Layer:
     """Return the model in the file with this root group, as a layer.
 
     Args:
@@ -76,14 +76,15 @@ def numbered(group: Group | None) -> list[LazyArray]:
 class _Reader:
     """Reads the layers out of the groups of a file."""
 
-    def __init__(self, generation: str):
+    def __init__(self, generation: Generation):
         self._is_keras3, self._suffix = generation == "keras3", "" if generation == "keras3" else ":0"
 
-    def layer(self, group: Group, key: str, config: Mapping[str, Any] | None, scope: str, is_frozen: bool) -> Layer:
+    def layer(self, group: Group, key: str, config: Mapping[str, object] | None, scope: str, is_frozen: bool) -> Layer:
         """Return the layer in `group`, which is called `key` in the file; `scope` is the path of what is around it."""
         arguments = (config or {}).get("config")
         arguments = arguments if isinstance(arguments, Mapping) else {}
-        listed = arguments.get("layers") if isinstance(arguments.get("layers"), list) else None
+        listed = arguments.get("layers")
+        listed = listed if isinstance(listed, list) else None
         name = str(_name(group) or arguments.get("name") or key.lstrip("_"))
         is_frozen = is_frozen or arguments.get("trainable") is False
         kind = _kind(config, key, name)
@@ -99,7 +100,7 @@ class _Reader:
         return Layer(*own, is_frozen, *self._found(group, arguments, scope, is_frozen))
 
     def _own(
-        self, group: Group, kind: str, arguments: Mapping[str, Any], scope: str
+        self, group: Group, kind: str, arguments: Mapping[str, object], scope: str
     ) -> tuple[list[tuple[str, LazyArray]], Sequence[int]]:
         """Return the variables of the layer itself, and the numbers of them that may be trained."""
         arrays = numbered(group.at("vars"))
@@ -118,7 +119,7 @@ class _Reader:
         own = [(f"{scope}{name}{self._suffix}", array) for name, array in zip(names, arrays, strict=True)]
         return own, counts
 
-    def _listed(self, group: Group, configs: list[Any], scope: str, is_frozen: bool) -> _Children:
+    def _listed(self, group: Group, configs: Sequence[object], scope: str, is_frozen: bool) -> _Children:
         """Return the layers of a Sequential or Functional model, and their order, from its configuration."""
         listed = next((group.groups[name] for name in _LAYER_LISTS if name in group.groups), Group({}, {}, {}, 0))
         layers, used, met = [], {}, set()
@@ -140,7 +141,7 @@ class _Reader:
         return layers + more, _in_a_row(len(layers)) + shifted[0], [set() for _ in layers] + shifted[1]
 
     def _found(
-        self, group: Group, arguments: Mapping[str, Any], scope: str, is_frozen: bool, skip: Sequence[str] = ()
+        self, group: Group, arguments: Mapping[str, object], scope: str, is_frozen: bool, skip: Sequence[str] = ()
     ) -> _Children:
         """Return the layers that are attributes of `group`, or in lists there, and what is known of their order."""
         layers: list[Layer] = []
@@ -169,7 +170,7 @@ class _Reader:
         return layers, before, numbered_before
 
 
-def _inner_config(arguments: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+def _inner_config(arguments: Mapping[str, object], key: str) -> Mapping[str, object] | None:
     """Return the serialized layer that is the attribute `key` of a layer with these arguments, or None."""
     attribute = key.lstrip("_")
     if attribute in ATTENTION:
@@ -234,7 +235,7 @@ def _snake(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _kind(config: Mapping[str, Any] | None, key: str, name: str) -> str:
+def _kind(config: Mapping[str, object] | None, key: str, name: str) -> str:
     """Return the class of a layer in snake case; without a configuration, it is guessed from the names."""
     if config is not None:
         return _snake(str(config.get("class_name")))

@@ -11,9 +11,8 @@ Source: `keras/src/legacy/saving/legacy_h5_format.py` (Keras 3.15); `tf_keras/sr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
-from optax_kadam.config._parse import parse
+from optax_kadam.config._parse import Generation, parse
 from optax_kadam.keras_files._contents import (
     Contents,
     Slots,
@@ -45,7 +44,7 @@ _SCALARS = {
 }
 
 
-def named_contents(root: Group, config: Mapping[str, Any] | None) -> Contents:
+def named_contents(root: Group, config: Mapping[str, object] | None) -> Contents:
     """Return the contents of the `.h5` file with this root group. `config` takes the place of the one in the file."""
     weights = root.at("model_weights") or root
     variables = list(_variables(weights))
@@ -100,7 +99,7 @@ def _at(group: Group, name: str) -> LazyArray:
     return found.arrays[last]
 
 
-def _saved_config(root: Group) -> Mapping[str, Any] | None:
+def _saved_config(root: Group) -> Mapping[str, object] | None:
     text = root.attrs.get("training_config")
     if not isinstance(text, str):
         return None
@@ -108,10 +107,12 @@ def _saved_config(root: Group) -> Mapping[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _slots(arrays: Sequence[tuple[str, LazyArray]], paths: Sequence[str], generation: str) -> tuple[Slots, list[str]]:
+def _slots(
+    arrays: Sequence[tuple[str, LazyArray]], paths: Sequence[str], generation: Generation
+) -> tuple[Slots, list[str]]:
     """Return the slots, and the paths of their variables in the order of the optimizer."""
     slot_of = {"keras3": _keras3_slots, "tf_keras": _tf_keras_slots, "legacy": _legacy_slots}[generation](paths)
-    scalars: dict[str, Any] = {}
+    scalars: dict[str, LazyArray] = {}
     found: dict[str, dict[str, LazyArray]] = {}
     for name, array in arrays:
         kind = _SCALARS.get(name.rsplit("/", 1)[-1]) if not array.shape else None
@@ -132,8 +133,9 @@ def _slots(arrays: Sequence[tuple[str, LazyArray]], paths: Sequence[str], genera
             f"Received: {received}. {_DAMAGED}"
         )
     order = list(found["mu"])
-    lists: dict[str, Any] = {slot: [slots[path] for path in order] for slot, slots in found.items()}
-    return Slots(scalars.pop("iterations"), scalars.pop("learning_rate", None), **lists, **scalars), order
+    lists = {slot: [slots[path] for path in order] for slot, slots in found.items()}
+    others = (scalars.get(name) for name in ("step_counter", "dynamic_scale"))
+    return Slots.from_lists(scalars["iterations"], scalars.get("learning_rate"), lists, *others), order
 
 
 _SlotOf = Callable[[str], tuple[str, str]]

@@ -15,9 +15,8 @@ Source: `BaseOptimizer.build` in `keras/src/optimizers/base_optimizer.py` and `A
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from optax_kadam.config._parse import OptimizerConfig, parse
+from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
@@ -27,8 +26,8 @@ from optax_kadam.keras_files.layouts._order import in_order
 
 def numbered_contents(
     root: Group,
-    model: Mapping[str, Any] | None,
-    config: Mapping[str, Any] | None,
+    model: Mapping[str, object] | None,
+    config: Mapping[str, object] | None,
     keras_version: str | None,
     trainable: Sequence[str] | None,
 ) -> Contents:
@@ -67,7 +66,7 @@ def numbered_contents(
 def _fitting(
     arrays: Sequence[LazyArray],
     layers: Layer,
-    generation: str,
+    generation: Generation,
     config: OptimizerConfig | None,
     keras_version: str | None,
     trainable: Sequence[str] | None,
@@ -89,7 +88,7 @@ def _fitting(
     return fitting, reasons
 
 
-def _generation(root: Group, keras_version: str | None) -> str:
+def _generation(root: Group, keras_version: str | None) -> Generation:
     """Return the generation of a file without a configuration: Keras 3 names its groups, or counts in int32."""
     if keras_version is not None:
         return "keras3" if keras_version.split(".")[0] == "3" else "tf_keras"
@@ -101,7 +100,7 @@ def _generation(root: Group, keras_version: str | None) -> str:
 
 
 def _splits(
-    arrays: Sequence[LazyArray], generation: str, config: OptimizerConfig | None, keras_version: str | None
+    arrays: Sequence[LazyArray], generation: Generation, config: OptimizerConfig | None, keras_version: str | None
 ) -> Iterator[Slots]:
     """Yield the ways to split the optimizer's arrays into slots that their shapes allow, the likeliest first."""
     either = (False, True)
@@ -150,7 +149,7 @@ def _split(
     if rate and scalars[1].dtype.kind != "f":
         return None
     before, after = arrays[: count * (average + accumulator)], arrays[count * (average + accumulator) :]
-    lists: dict[str, Any] = {"mu": after[: 2 * count : 2], "nu": after[1 : 2 * count : 2]}
+    lists: dict[str, Sequence[LazyArray]] = {"mu": after[: 2 * count : 2], "nu": after[1 : 2 * count : 2]}
     if maximum:
         lists["nu_max"] = after[2 * count :]
     names = [name for name, is_there in (("average", average), ("accumulator", accumulator)) if is_there]
@@ -159,10 +158,10 @@ def _split(
     shapes = [array.shape for array in lists["mu"]]
     if any([array.shape for array in slots] != shapes for slots in lists.values()):
         return None
-    return Slots(scalars[0], scalars[1] if rate else None, **lists)
+    return Slots.from_lists(scalars[0], scalars[1] if rate else None, lists)
 
 
-def _with_scale(slots: Slots, optimizer: Group | None, generation: str) -> Slots:
+def _with_scale(slots: Slots, optimizer: Group | None, generation: Generation) -> Slots:
     """Return the slots with the state of a LossScaleOptimizer around, which Keras 3 saves and tf_keras does not."""
     outer = numbered(optimizer.at("vars")) if optimizer and optimizer.at("inner_optimizer") else []
     if generation != "keras3" or not outer:

@@ -5,13 +5,16 @@ fit, neither is taken.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from optax_kadam.keras_files._contents import Variable, with_unique_paths
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files.layouts._layers import Layer
 
 Shapes = Sequence[tuple[int, ...]]
+# Linked lists: of the layers to visit, each with the children that were visited; and of the variables so far.
+_Agenda: TypeAlias = "tuple[Layer, frozenset[int] | None, _Agenda] | None"
+_Placed: TypeAlias = "tuple[Variable, _Placed] | None"
 _MOST_STEPS = 200_000  # They take a few seconds; a model whose order is known takes one step for each layer.
 _REMEDY = "Hand over the paths of `model.trainable_variables`, in order: `load_keras(path, trainable=[...])`."
 
@@ -110,7 +113,7 @@ def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iter
     This is a depth-first search with its own stack. A state of it is the agenda, the number of slots used, and the
     variables so far. The agenda is a linked list of the layers to visit, and of those with children still to visit.
     """
-    stack: list[tuple[Any, int, Any]] = [((model, None, None), 0, None)]
+    stack: list[tuple[_Agenda, int, _Placed]] = [((model, None, None), 0, None)]
     for _ in range(_MOST_STEPS):
         if not stack:
             return
@@ -160,13 +163,13 @@ def _next(layer: Layer, done: frozenset[int], is_any_right: bool, assumption: _A
     return (empty or following)[:1] if is_any_right or empty else following
 
 
-def _with_own(placed: Any, own: Sequence[tuple[str, LazyArray]], count: int) -> Any:
+def _with_own(placed: _Placed, own: Sequence[tuple[str, LazyArray]], count: int) -> _Placed:
     for index, (path, array) in enumerate(own):
         placed = (Variable(path, array, index < count), placed)
     return placed
 
 
-def _unlinked(placed: Any) -> list[Variable]:
+def _unlinked(placed: _Placed) -> list[Variable]:
     variables = []
     while placed is not None:
         variable, placed = placed

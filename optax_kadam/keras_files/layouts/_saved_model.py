@@ -3,10 +3,9 @@
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 
-def optimizer_config(folder: pathlib.Path) -> Mapping[str, Any] | None:
+def optimizer_config(folder: pathlib.Path) -> Mapping[str, object] | None:
     """Return the serialized optimizer of the SavedModel in `folder`, or None if it was saved without one.
 
     The file lists a message for each object, with a JSON text in it. The first is that of the model.
