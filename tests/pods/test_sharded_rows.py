@@ -5,7 +5,6 @@ import re
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
@@ -15,7 +14,8 @@ from .meshes import P, collectives, furthest, mesh_of, train
 
 FEATURES = {
     "amsgrad": lambda: ok.kadam(0.01, amsgrad=True, clipvalue=0.1),
-    "both norms": lambda: optax.chain(ok.clip_by_norms(0.5, 0.7), ok.kadam(0.01)),
+    "clipnorm": lambda: ok.kadam(0.01, clipnorm=0.5),
+    "global_clipnorm": lambda: ok.kadam(0.01, global_clipnorm=0.7),
     "accumulation": lambda: ok.kadam(0.01, gradient_accumulation_steps=2),
     "average, not summed": lambda: ok.kadam(0.01, use_ema=True, generation="tf_keras"),
     "loss scale": lambda: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2),

@@ -18,7 +18,6 @@ TRANSFORMATIONS = {
     "amsgrad": lambda: ok.kadam(0.01, amsgrad=True),
     "clipnorm": lambda: ok.kadam(0.01, clipnorm=0.5),
     "global_clipnorm": lambda: ok.kadam(0.01, global_clipnorm=0.5),
-    "both norms": lambda: optax.chain(ok.clip_by_norms(0.5, 0.7), ok.kadam(0.01)),
     "average": lambda: ok.kadam(0.01, use_ema=True, ema_overwrite_frequency=2),
     "accumulation": lambda: ok.kadam(0.01, gradient_accumulation_steps=2),
     "decay": lambda: ok.kadamw(0.01, weight_decay_mask=KEPT),
