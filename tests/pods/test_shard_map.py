@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import AxisType
 
 import optax_kadam as ok
+from benchmarks._hlo import collectives
 
-from .meshes import MESHES, P, collectives, furthest, mesh_of, step_of, train, tree
+from .meshes import MESHES, P, furthest, mesh_of, step_of, train, tree
 
 FEATURES = {
     "plain": lambda names: ok.kadam(0.01, amsgrad=True),

@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import optax_kadam as ok
+from benchmarks._hlo import collectives
 
-from .meshes import MESHES, SUMS, P, collectives, furthest, mesh_of, shardings_of, step_of, train, tree
+from .meshes import MESHES, SUMS, P, furthest, mesh_of, shardings_of, step_of, train, tree
 
 FEATURES = {
     "plain": lambda: ok.kadam(0.01),

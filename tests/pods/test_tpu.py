@@ -22,8 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
-
-from . import hlo
+from benchmarks import _hlo
 
 pytestmark = pytest.mark.tpu
 
@@ -128,14 +127,13 @@ def measure(topology, slices, tree, step, *, tx=None, donate=(1, 2), zero1=False
     compiled = update.lower(params, state, params).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text and memory
-    instructions = hlo.entry(text)
     of_device = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
     return Figures(
-        hlo.collectives(text),
-        hlo.aliased(text),
+        _hlo.collectives(text),
+        _hlo.aliased(text),
         len(jax.tree.leaves((params, state))),
-        len(hlo.copies(instructions)),
-        float(hlo.hbm_bytes(instructions) / (bytes_per_parameter * of_device)),
+        len(_hlo.copies_to_hbm(text)),
+        float(_hlo.hbm_bytes(text) / (bytes_per_parameter * of_device)),
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
         time.perf_counter() - start,
