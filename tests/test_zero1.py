@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 import optax_kadam as ok
 from benchmarks._hlo import collectives
 
-from .meshes import P, furthest, mesh_of, shardings_of, train, tree
+from .pods.meshes import P, furthest, mesh_of, shardings_of, train, tree
 
 KEPT = {"in": True, "out": True, "bias": False}
 TRANSFORMATIONS = {
