@@ -135,8 +135,9 @@ def halved(gradient):
 
 
 def averaged(gradient):
+    pmean = lambda tree: jax.tree.map(lambda x: jax.lax.pmean(x, "shard"), tree)  # noqa: E731
     each = jax.tree.map(lambda x: jnp.stack([x, x]), gradient)
-    return jax.vmap(lambda g: jax.tree.map(lambda x: jax.lax.pmean(x, "shard"), g), "shard", out_axes=None)(each)
+    return jax.vmap(pmean, axis_name="shard", out_axes=None)(each)
 
 
 @pytest.mark.parametrize("change", [halved, averaged])
