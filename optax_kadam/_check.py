@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import SupportsFloat, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,9 @@ def number(name: str, value: object, *bounds: tuple[str, float], remedy: str = "
         if value.ndim or not jnp.issubdtype(value.dtype, jnp.number):
             raise ValueError(f"`{name}` must be a scalar number where it is an array. {received}")
         return value
-    is_number = isinstance(value, (int, float, np.generic, np.ndarray)) or hasattr(value, "__float__")
-    if not is_number or isinstance(value, (bool, str, bytes)) or np.ndim(value):  # pyright: ignore[reportArgumentType]
+    if isinstance(value, (bool, str, bytes)) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0):
         raise TypeError(f"{must} {received}")
-    as_float = float(value)  # pyright: ignore[reportArgumentType]: it has `__float__`.
+    as_float = float(value)
     if not math.isfinite(as_float) or not all(_SIGNS[sign](as_float, bound) for sign, bound in bounds):
         raise ValueError(f"{must} {received}")
     return as_float
@@ -42,9 +42,9 @@ def integer(name: str, value: object, at_least: int, remedy: str = "") -> int:
     message = f"`{name}` must be an integer >= {at_least}. Received: {name}={value!r}.{' ' if remedy else ''}{remedy}"
     if isinstance(value, jax.Array):
         raise TypeError(f"{message} With `optax.inject_hyperparams`, name it in `static_args`.")
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(message)
-    as_int = operator.index(value)  # pyright: ignore[reportArgumentType]: it has `__index__`.
+    as_int = operator.index(value)
     if as_int < at_least:
         raise ValueError(message)
     return as_int
@@ -61,7 +61,7 @@ def floating(name: str, dtype: object) -> np.dtype | None:
     if dtype is None:
         return None
     try:
-        resolved = jnp.dtype(dtype)  # pyright: ignore[reportArgumentType]: a TypeError is what is asked for.
+        resolved = jnp.dtype(dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]: whether it fails is asked.
     except TypeError:
         resolved = None
     if resolved is None or not jnp.issubdtype(resolved, jnp.floating):
@@ -178,7 +178,7 @@ def stages(state: tuple[object, ...], count: int) -> None:
     if len(state) != count:
         raise ValueError(
             f"`state` must hold the states of {count} stages, as this chain has. Received: {len(state)}. "
-            "Call `init`, or build the optimizer with the clips, the weight decay and the generation that the state was made with."
+            "Call `init`, or build the optimizer with the clips and the weight decay that the state was made with."
         )
 
 

@@ -23,7 +23,7 @@ GENERATIONS: tuple[Generation, ...] = get_args(Generation)
 
 
 class Rules(NamedTuple):
-    """How one generation differs from the others; the module's table says it in words."""
+    """How one generation differs from the others; the table above says it in words."""
 
     float32_betas: bool
     clips_combine: bool
@@ -35,33 +35,9 @@ class Rules(NamedTuple):
 
 
 _RULES: dict[Generation, Rules] = {
-    "keras3": Rules(
-        float32_betas=False,
-        clips_combine=False,
-        float32_reciprocal=False,
-        rows_are_summed_first=True,
-        zero_epsilon_is_default=False,
-        average_starts_from_params=False,
-        counts_skipped_steps=False,
-    ),
-    "tf_keras": Rules(
-        float32_betas=False,
-        clips_combine=False,
-        float32_reciprocal=True,
-        rows_are_summed_first=False,
-        zero_epsilon_is_default=False,
-        average_starts_from_params=True,
-        counts_skipped_steps=True,
-    ),
-    "legacy": Rules(
-        float32_betas=True,
-        clips_combine=True,
-        float32_reciprocal=True,
-        rows_are_summed_first=False,
-        zero_epsilon_is_default=True,
-        average_starts_from_params=True,
-        counts_skipped_steps=True,
-    ),
+    "keras3": Rules(False, False, False, True, False, False, False),
+    "tf_keras": Rules(False, False, True, False, False, True, True),
+    "legacy": Rules(True, True, True, False, True, True, True),
 }
 
 _KNOWN_TO: dict[str, tuple[Generation, ...]] = {

@@ -12,7 +12,7 @@ Source: `_resource_apply_sparse_duplicate_indices` in `tf_keras/src/optimizers/l
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from jax.sharding import PartitionSpec
 
 from optax_kadam import _check
 from optax_kadam._mesh import in_auto_axes, spec_of
+
+# A tree, or a node of one. optax types trees as unions so wide that nothing can be taken out of them.
+Tree: TypeAlias = Any
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -67,13 +70,13 @@ class RowUpdates:
     def __repr__(self) -> str:
         return f"RowUpdates(indices={self.indices!r}, values={self.values!r})"
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, jax.Array], ...], None]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[object, jax.Array], ...], None]:
         """Return the two arrays under their names."""
         names = jax.tree_util.GetAttrKey("indices"), jax.tree_util.GetAttrKey("values")
         return ((names[0], self.indices), (names[1], self.values)), None
 
     @classmethod
-    def tree_unflatten(cls, _: None, children: Sequence[Any]) -> "RowUpdates":
+    def tree_unflatten(cls, _: None, children: Sequence[Tree]) -> "RowUpdates":
         """Return it without the checks: a transformation may hold anything in the place of an array."""
         updates = object.__new__(cls)
         updates.indices, updates.values = children
@@ -106,7 +109,7 @@ def accept(
         return inner.init(params)
 
     def update_fn(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, optax.OptState]:
         updates, params = arrays_of(updates), jax.tree.map(_as_jax, params)
         has_rows = any(isinstance(leaf, RowUpdates) for leaf in jax.tree.leaves(updates, is_leaf=is_rows))
@@ -141,7 +144,7 @@ def is_rows(node: object) -> bool:
 def map_values(function: Callable[[jax.Array], jax.Array], updates: optax.Updates) -> optax.Updates:
     """Return `jax.tree.map(function, updates)`, which leaves the indices of rows as they are."""
 
-    def apply(gradient: Any) -> Any:
+    def apply(gradient: Tree) -> Tree:
         if isinstance(gradient, RowUpdates):
             return RowUpdates.tree_unflatten(None, (gradient.indices, function(gradient.values)))
         return gradient._replace(values=function(gradient.values)) if is_rows(gradient) else function(gradient)
@@ -159,7 +162,7 @@ def sum_duplicates(updates: optax.Updates, params: optax.Params | None) -> optax
     if not any(isinstance(leaf, Rows) for leaf in jax.tree.leaves(updates, is_leaf=is_rows)):
         return updates
 
-    def summed(gradient: Any, param: Any) -> Any:
+    def summed(gradient: Tree, param: Tree) -> Tree:
         if not isinstance(gradient, Rows):
             return gradient
         sum_up = functools.partial(distinct_rows, count=param.shape[0])
@@ -206,7 +209,7 @@ def _with_normal_rows(updates: optax.Updates, params: optax.Params | None) -> op
     _check.params_given(params, "a gradient of rows", "needs to know how many rows there are")
     _check.same_tree(updates, params, "params")
 
-    def normal(gradient: Any, param: Any) -> Any:
+    def normal(gradient: Tree, param: Tree) -> Tree:
         if not isinstance(gradient, RowUpdates):
             return gradient
         return normal_rows(gradient, param.shape)
@@ -240,7 +243,7 @@ def _specs_of(values: jax.Array, index_axes: int) -> Rows:
 
 
 def _with_row_updates(updates: optax.Updates) -> optax.Updates:
-    def public(node: Any) -> Any:
+    def public(node: Tree) -> Tree:
         return RowUpdates.tree_unflatten(None, node) if isinstance(node, Rows) else node
 
     return jax.tree.map(public, updates, is_leaf=is_rows)
@@ -265,11 +268,11 @@ def _is_bcoo(node: object) -> bool:
     return hasattr(node, "n_sparse")
 
 
-def _as_jax(leaf: Any) -> Any:
+def _as_jax(leaf: Tree) -> Tree:
     return jnp.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
 
 
-def _from_bcoo(gradient: Any) -> RowUpdates:
+def _from_bcoo(gradient: Tree) -> RowUpdates:
     if gradient.n_batch or gradient.n_sparse != 1:
         raise ValueError(
             "A BCOO gradient must be sparse in its rows alone: n_batch=0, n_sparse=1. "

@@ -1,13 +1,12 @@
 """`kadam` and `kadamw`: Keras's Adam and AdamW, assembled from the parts in Keras's order."""
 
-from typing import Any
-
 import jax
 import optax
+from jax.typing import DTypeLike
 
 from optax_kadam import _call, _check, _generations
 from optax_kadam._generations import Generation
-from optax_kadam._gradients import accept, sum_duplicates
+from optax_kadam._gradients import Tree, accept, sum_duplicates
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam.stages._accumulate import accumulate_gradients
 from optax_kadam.stages._adam import adam
@@ -42,8 +41,8 @@ def kadam(
     weight_decay_mask: Mask | None = None,
     decay: float | None = None,
     adaptive_epsilon: bool = False,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keras's Adam, to the bit, as an optax transformation.
@@ -200,8 +199,8 @@ def kadamw(
     weight_decay_mask: Mask | None = None,
     decay: float | None = None,
     adaptive_epsilon: bool = False,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keras's AdamW: `kadam` with a weight decay that must be given, in AdamW's positional order.
@@ -314,7 +313,7 @@ def _chain(*stages: optax.GradientTransformation | None) -> optax.GradientTransf
     given = [stage for stage in stages if stage is not None]
     chain = optax.chain(*given)
 
-    def update_fn(updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any) -> Any:
+    def update_fn(updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree) -> Tree:
         _check.stages(state, len(given))
         return chain.update(updates, state, params, **extra_args)
 

@@ -23,7 +23,7 @@ def in_auto_axes(function: Callable[..., T], specs: object, *arguments: object) 
     if mesh is None:
         return function(*arguments)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)
+    return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)  # pyright: ignore[reportReturnType]: T.
 
 
 def spec_of(x: jax.Array) -> PartitionSpec:

@@ -1,11 +1,13 @@
 """ZeRO-1: the state divided over the data axis as well, while the parameters stay whole."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from optax_kadam._gradients import Tree
 
 
 def zero1_shardings(
@@ -67,7 +69,7 @@ def zero1_shardings(
         raise ValueError(f"`indivisible` must be 'error' or 'replicate'. Received: indivisible={indivisible!r}.")
     size = mesh.shape[axis_name]
 
-    def divided(path: Any, leaf: Any) -> NamedSharding:
+    def divided(path: tuple[object, ...], leaf: Tree) -> NamedSharding:
         shape, spec = np.shape(leaf), _spec_on(mesh, leaf)
         free = [i for i, names in enumerate(spec) if names is None and shape[i] % size == 0]
         if free and axis_name not in jax.tree.leaves(tuple(spec)):
@@ -92,11 +94,11 @@ def zero1_shardings(
     )
 
 
-def _is_masked(node: Any) -> bool:
+def _is_masked(node: object) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _spec_on(mesh: Mesh, leaf: Any) -> list[Any]:
+def _spec_on(mesh: Mesh, leaf: Tree) -> list[object]:
     """How the leaf is divided over the mesh, by its dimensions; one of elsewhere is not."""
     sharding = getattr(leaf, "sharding", None)
     spec = ()

@@ -14,10 +14,11 @@ from optax_kadam.config import _values
 from optax_kadam.config._parse import KEYS
 from optax_kadam.config._parse import OptimizerConfig as OptimizerConfig
 from optax_kadam.config._parse import parse as parse
+from optax_kadam.stages._weight_decay import Mask
 
 
 def from_config(
-    config: Mapping[str, object], *, learning_rate: Hyperparameter | None = None, weight_decay_mask: object = None
+    config: Mapping[str, object], *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Build the transformation that behaves like the optimizer that a Keras config describes.
 

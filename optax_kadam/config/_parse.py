@@ -10,20 +10,20 @@ Source: `get_config`, `from_config` and `serialize` of `keras/src/optimizers/{ba
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from optax_kadam import _check
+from optax_kadam._generations import Generation
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
 from optax_kadam._precision import arithmetic_dtype
 from optax_kadam.config import _values
 from optax_kadam.stages._loss_scale import dynamic_loss_scale
-
-Generation = Literal["keras3", "tf_keras", "legacy"]
+from optax_kadam.stages._weight_decay import Mask
 
 # In the order of Keras 3's `get_config`.
 _BASE_KEYS = ("name", "learning_rate", "weight_decay", "clipnorm", "global_clipnorm", "clipvalue")
@@ -66,7 +66,7 @@ class OptimizerConfig:
     loss_scale: LossScale | None = None
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: object = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation; see `from_config`."""
         arguments = dict(self.arguments)

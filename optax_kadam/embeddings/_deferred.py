@@ -7,7 +7,7 @@ gradient of zero if need be: 1 in 16384, with most betas.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +203,7 @@ def deferred_rows(
     return DeferredRows(init, read, update, flush)
 
 
-def _known(name: str, beta: Any) -> float:
+def _known(name: str, beta: object) -> float:
     """Return a beta as a float: the window is laid out when the functions are built."""
     if callable(beta) or isinstance(beta, jax.Array):
         raise TypeError(f"`{name}` must be a number that never changes. Received: {name}={beta!r}. Pass a float.")

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import optax
 from optax_kadam import _check
 from optax_kadam._gradients import (
     RowUpdates,
+    Tree,
     arrays_of,
     distinct_rows,
     is_gradient,
@@ -44,7 +44,7 @@ def value_and_row_grad(function: Callable[..., jax.Array]) -> Callable[..., tupl
     def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
         return table.at[indices].get(mode="fill", fill_value=0)
 
-    def value_and_gradient(table: jax.Array, indices: jax.Array, *arguments: Any) -> tuple[jax.Array, RowUpdates]:
+    def value_and_gradient(table: jax.Array, indices: jax.Array, *arguments: Tree) -> tuple[jax.Array, RowUpdates]:
         indices = jnp.asarray(indices)
         rows = in_auto_axes(look_up, spec_of_rows(table, indices), table, within(indices, len(table)))
         value, gradient = jax.value_and_grad(function)(rows, *arguments)
@@ -130,21 +130,21 @@ def global_norm(tree: optax.Updates) -> jax.Array:
     return jnp.asarray(optax.tree.norm([array.astype(arithmetic_dtype(*arrays)) for array in arrays]))
 
 
-def _added(a: Any, b: Any) -> Any:
+def _added(a: Tree, b: Tree) -> Tree:
     """Return the sum of two gradients of one leaf."""
     if a is None or b is None:
         return b if a is None else a
     if isinstance(a, RowUpdates) and isinstance(b, RowUpdates):
         flat = [(g.indices.reshape(-1), g.values.reshape(-1, *g.values.shape[g.indices.ndim :])) for g in (a, b)]
         return RowUpdates(*(jnp.concatenate(parts) for parts in zip(*flat, strict=True)))
-    for rows, dense in ((a, b), (b, a)):
-        if isinstance(rows, RowUpdates):
-            normal = normal_rows(rows, dense.shape)
-            return dense.at[normal.indices].add(normal.values.astype(dense.dtype), mode="drop")
-    return a + b
+    rows, dense = (a, b) if isinstance(a, RowUpdates) else (b, a)
+    if not isinstance(rows, RowUpdates):
+        return a + b
+    normal = normal_rows(rows, dense.shape)
+    return dense.at[normal.indices].add(normal.values.astype(dense.dtype), mode="drop")
 
 
-def _without_duplicates(gradient: Any) -> Any:
+def _without_duplicates(gradient: Tree) -> Tree:
     """Return the values of distinct rows, whose norm is that of the dense gradient; an array as it is."""
     if not isinstance(gradient, RowUpdates):
         return gradient

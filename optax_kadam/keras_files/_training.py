@@ -17,6 +17,7 @@ from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._match import Rename
 from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files._restore import Tree
+from optax_kadam.stages._weight_decay import Mask
 
 Arrays = dict[str, np.ndarray]
 
@@ -67,7 +68,7 @@ class KerasTraining:
         )
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: object = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation that goes on as Keras's optimizer would. The arguments are those of `from_config`.
 

@@ -7,7 +7,7 @@ divided at the end of the window and set to zero then, whatever it held: a NaN d
 Source: `JaxOptimizer._backend_apply_gradients` in `keras/src/backend/jax/optimizer.py` (Keras 3.15).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from optax_kadam import _check
-from optax_kadam._gradients import Rows
+from optax_kadam._gradients import Rows, Tree
 from optax_kadam._mesh import in_auto_axes, spec_of
 from optax_kadam._precision import arithmetic_dtype
 from optax_kadam._xla import cond, rounded, zeros_like
@@ -45,7 +45,7 @@ def accumulate_gradients(
         return AccumulateGradientsState(jax.tree.map(zeros_like, params), inner.init(params))
 
     def update_fn(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, AccumulateGradientsState]:
         iterations: jax.Array = extra_args["iterations"]
         _check.same_tree(updates, state.accumulator, "accumulator")

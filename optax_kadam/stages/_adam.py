@@ -17,14 +17,15 @@ Source: `keras/src/optimizers/adam.py` (Keras 3.15); one deviation, the precisio
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from optax_kadam import _call, _check
-from optax_kadam._gradients import Rows, accept
+from optax_kadam._gradients import Rows, Tree, accept
 from optax_kadam._hyperparameter import Hyperparameter, at_step
 from optax_kadam._mesh import in_auto_axes, spec_of
 from optax_kadam._precision import arithmetic_dtype
@@ -75,7 +76,8 @@ def adam_step(m: jax.Array, v_max: jax.Array, scalars: Scalars) -> jax.Array:
 
 def moments_of_rows(rows: Rows, m: jax.Array, v: jax.Array, scalars: Scalars) -> tuple[jax.Array, jax.Array]:
     """Return the next moments of a table whose gradient is zero except for `rows`, each index of which stands once."""
-    touched = adam_moments(rows.values, *(x.at[rows.indices].get(mode="clip") for x in (m, v)), scalars)
+    m_rows, v_rows = (x.at[rows.indices].get(mode="clip") for x in (m, v))
+    touched = adam_moments(rows.values, m_rows, v_rows, scalars)
     untouched = adam_moments(zero_after(*touched).astype(m.dtype), m, v, scalars)
     m, v = (old.at[rows.indices].set(new, mode="drop") for old, new in zip(untouched, touched, strict=True))
     return m, v
@@ -89,8 +91,8 @@ def scale_by_kadam(
     amsgrad: bool = False,
     *,
     adaptive_epsilon: bool = False,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescale gradients as Keras's Adam does: epsilon-hat, and AMSGrad on the raw second moment.
 
@@ -135,17 +137,16 @@ def scale_by_kadam(
     )
     kept = ("count", "mu", "nu", *(["nu_max"] if amsgrad else []))
 
-    def init_fn(params: optax.Params) -> ScaleByKadamState:
-        return ScaleByKadamState(jnp.zeros((), jnp.int32), *stage.init(params))
+    def init_fn(params: Tree) -> Tree:
+        moments: Tree = stage.init(params)
+        return ScaleByKadamState(jnp.zeros((), jnp.int32), *moments)
 
-    def update_fn(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, ScaleByKadamState]:
+    def update_fn(updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree) -> tuple[Tree, Tree]:
         del extra_args
         _check.state(state, ScaleByKadamState, kept)
-        count, *moments = state
-        updates, moments = stage.update(updates, AdamState(*moments), params, iterations=count, learning_rate=None)
-        return updates, ScaleByKadamState(jnp.asarray(optax.safe_increment(count)), *moments)
+        moments: Tree = AdamState(*state[1:])
+        updates, moments = stage.update(updates, moments, params, iterations=state.count, learning_rate=None)
+        return updates, ScaleByKadamState(jnp.asarray(optax.safe_increment(state.count)), *moments)
 
     return accept(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
@@ -158,18 +159,15 @@ def adam(
     *,
     adaptive_epsilon: bool = False,
     float32_betas: bool = False,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turn gradients into Keras's steps; the stage behind `scale_by_kadam`, with its arguments.
 
     `update` needs the `iterations` so far and the `learning_rate` of this step as extra arguments. It returns what is
     to be added to the parameters, or, for a `learning_rate` of None, what is to be subtracted at a rate of 1.
-
-    Args:
-      beta_1: see `scale_by_kadam`, as for all arguments but this one:
-      float32_betas: whether betas are rounded to float32 before all arithmetic, as legacy Keras does: `1 - 0.999` is
-        then 1.3e-5 smaller.
+    With `float32_betas`, betas are rounded to float32 before all arithmetic, as legacy Keras does: `1 - 0.999` is then
+    1.3e-5 smaller.
     """
     below_one = ((">=", 0.0), ("<", 1.0))
     beta_1_at, beta_2_at = at_step("beta_1", beta_1, *below_one), at_step("beta_2", beta_2, *below_one)
@@ -179,7 +177,7 @@ def adam(
     mu_dtype, nu_dtype = _check.floating("mu_dtype", mu_dtype), _check.floating("nu_dtype", nu_dtype)
 
     def scalars_of(
-        beta_1: float | jax.Array, beta_2: float | jax.Array, t: jax.Array, learning_rate: jax.Array | None, dtype: Any
+        beta_1: float | jax.Array, beta_2: float | jax.Array, t: jax.Array, learning_rate: jax.Array | None, dtype: type
     ) -> Scalars:
         if float32_betas:
             beta_1, beta_2 = (jnp.asarray(beta).astype(jnp.float32).astype(dtype) for beta in (beta_1, beta_2))
@@ -193,7 +191,7 @@ def adam(
         scalars = Scalars(alpha, *alone)
         return scalars._replace(epsilon=scalars.epsilon * root) if adaptive_epsilon else scalars
 
-    def init_fn(params: optax.Params) -> AdamState:
+    def init_fn(params: Tree) -> Tree:
         if nu_dtype is None and any(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(params)):
             warnings.warn(
                 "The second moments of float16 parameters are kept in float16, where squares of gradients below 2.4e-4 "
@@ -206,9 +204,7 @@ def adam(
             nu_max=jax.tree.map(lambda p: zeros_like(p, nu_dtype), params) if amsgrad else None,
         )
 
-    def update_fn(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, AdamState]:
+    def update_fn(updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree) -> tuple[Tree, Tree]:
         iterations, learning_rate = extra_args["iterations"], extra_args["learning_rate"]
         for name, moment in state._asdict().items():
             if moment is not None:

@@ -11,13 +11,14 @@ Source: `BaseOptimizer._update_model_variables_moving_average` and `keras/src/ba
 `tf_keras/src/optimizers/optimizer.py` (2.21).
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_kadam import _check
+from optax_kadam._gradients import Tree
 from optax_kadam._precision import arithmetic_dtype
 from optax_kadam._xla import zeros_like
 
@@ -61,7 +62,7 @@ def average_params(
         return AverageParamsState(jax.tree.map(_copy if start_from_params else zeros_like, params))
 
     def update_fn(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, AverageParamsState]:
         _check.params_given(params, "the moving average", "averages the parameters themselves")
         _check.same_tree(params, state.average, "average", "parameter")

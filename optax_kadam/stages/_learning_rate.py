@@ -6,7 +6,7 @@ and `learning_rate`. A float lives in the state, where `optax.tree.set` changes 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from optax_kadam import _check
+from optax_kadam._gradients import Tree
 from optax_kadam._hyperparameter import Hyperparameter, at_step, takes_no_argument
-from optax_kadam.schedules import inverse_time
+from optax_kadam._schedule import inverse_time
 
 
 class LearningRate(NamedTuple):
@@ -53,7 +54,7 @@ class RateHeld:
 
     __slots__ = ()
 
-    def _replace(self, **fields: Any) -> Self:
+    def _replace(self, **fields: Tree) -> Self:
         """Set fields, keeping the arrays' dtype and placement, for another type would be a recompile.
 
         `optax.tree.set` calls `_replace` with every field; overriding it is the only way to keep the dtype.
@@ -68,7 +69,7 @@ class RateComputed(RateHeld):
 
     __slots__ = ()
 
-    def _replace(self, **fields: Any) -> Self:
+    def _replace(self, **fields: Tree) -> Self:
         """Set fields, but not the learning rate."""
         if fields.get("learning_rate", rate := getattr(self, "learning_rate")) is not rate:  # noqa: B009
             raise ValueError(
@@ -80,7 +81,7 @@ class RateComputed(RateHeld):
         return super()._replace(**fields)
 
 
-def _like(name: str, current: Any, value: Any) -> Any:
+def _like(name: str, current: Tree, value: Tree) -> Tree:
     """Return `value` in the place of `current`, an array or a wrapper of one, as a variable of Flax is."""
     if value is current or not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
         return value  # Something else in the place of an array, such as its sharding.
@@ -137,7 +138,7 @@ def with_learning_rate(
         return make(jnp.zeros((), jnp.int32), owner.first(), inner.init(params))
 
     def update_fn(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, LearningRateState | ComputedLearningRateState]:
         _check.state(state, _Fields, ("iterations", "learning_rate", *kept))
         rate = owner.at(state.learning_rate, state.iterations)

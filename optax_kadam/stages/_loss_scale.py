@@ -9,7 +9,7 @@ Source: `keras/src/optimizers/base_optimizer.py` and `loss_scale_optimizer.py` (
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import lax
 
 from optax_kadam import _call, _check, _generations, _xla
 from optax_kadam._generations import Generation
-from optax_kadam._gradients import arrays_of, map_values, values_of
+from optax_kadam._gradients import Tree, arrays_of, map_values, values_of
 from optax_kadam._mesh import sum_over_shards
 from optax_kadam._precision import arithmetic_dtype
 
@@ -98,11 +98,11 @@ def dynamic_loss_scale(
         return DynamicLossScaleState(jnp.zeros((), jnp.int32), scale, inner.init(params))
 
     def guard(
-        cond: Callable[..., Any],
+        cond: Callable[..., Tree],
         updates: optax.Updates,
         state: DynamicLossScaleState,
         params: optax.Params | None,
-        extra_args: dict[str, Any],
+        extra_args: dict[str, Tree],
     ) -> tuple[optax.Updates, DynamicLossScaleState]:
         counter, scale, inner_state = state
 
@@ -138,7 +138,7 @@ def dynamic_loss_scale(
         guarded = jax.jit(functools.partial(guard, lax.cond))
 
     def update_fn(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, DynamicLossScaleState]:
         if not isinstance(state, DynamicLossScaleState):
             _check.state(state, DynamicLossScaleState, DynamicLossScaleState._fields)

@@ -8,7 +8,6 @@ Source: `BaseOptimizer._apply_weight_decay` in `keras/src/optimizers/base_optimi
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 
 from optax_kadam import _check
+from optax_kadam._gradients import Tree
 from optax_kadam._precision import arithmetic_dtype
 
 # A tree of bools that fits the parameters, or a prefix of one, or a function from the parameters to it.
@@ -45,7 +45,7 @@ def decay_weights(weight_decay: float | jax.Array, mask: Mask | None = None) -> 
             'static_args="weight_decay_mask"; to decay everything or nothing, leave out the mask or `weight_decay`.'
         )
 
-    def mask_of(params: optax.Params) -> optax.Params:
+    def mask_of(params: Tree) -> Tree:
         return mask(params) if callable(mask) and not _is_tree_of_bools(mask) else True if mask is None else mask
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
@@ -53,7 +53,7 @@ def decay_weights(weight_decay: float | jax.Array, mask: Mask | None = None) -> 
         return optax.EmptyState()
 
     def update_fn(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, optax.EmptyState]:
         learning_rate: jax.Array = extra_args["learning_rate"]
         _check.params_given(params, "weight decay", "decays the parameters themselves")
