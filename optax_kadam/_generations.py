@@ -59,7 +59,7 @@ def rules_of(generation: Generation) -> Rules:
     return _RULES[generation]
 
 
-def check_known(generation: Generation, arguments: Mapping[str, object]) -> None:
+def check_known(generation: Generation, **arguments: object) -> None:
     """Raise if one of the arguments is given, so not None, and this generation does not know it."""
     for name, value in arguments.items():
         if value is not None and generation not in _KNOWN_TO[name]:

@@ -119,22 +119,21 @@ def kadam(
     accumulates = _is_on(gradient_accumulation_steps)
     _generations.check_known(
         generation,
-        {
-            "weight_decay": weight_decay,
-            "use_ema": use_ema or None,
-            "loss_scale_factor": loss_scale_factor,
-            "gradient_accumulation_steps": gradient_accumulation_steps if accumulates else None,
-            "decay": decay,
-            "adaptive_epsilon": adaptive_epsilon or None,
-        },
+        weight_decay=weight_decay,
+        use_ema=use_ema or None,
+        loss_scale_factor=loss_scale_factor,
+        gradient_accumulation_steps=gradient_accumulation_steps if accumulates else None,
+        decay=decay,
+        adaptive_epsilon=adaptive_epsilon or None,
     )
-    micro_steps = 1
     if accumulates:
         remedy = "Use None for no accumulation."
         micro_steps = _check.integer("gradient_accumulation_steps", gradient_accumulation_steps, 2, remedy)
+    else:
+        micro_steps = 1
     if rules.zero_epsilon_is_default and not _is_on(epsilon):
         epsilon = 1e-7
-    # A table's rows are summed up at the door, or only after the clips.
+    # Keras 3 sees the rows of a table summed up; the two older clip them as they come.
     summed = None if rules.rows_are_summed_first else optax.stateless(sum_duplicates)
 
     step = _chain(
@@ -210,30 +209,9 @@ def kadamw(
     The second position is the weight decay, where `optax.adamw` has `b1`: `kadamw(1e-3, 0.9, 0.95)` decays by 0.9 with
     a `beta_1` of 0.95, and nothing can tell that optax's order was meant. Name all but the learning rate.
 
-    Args:
-      learning_rate: see `kadam`, as for all arguments that are not listed here.
-      weight_decay: share of a parameter that it loses per unit of learning rate, >= 0. Keras's default is 0.004, that
-        of `optax.adamw` 0.0001.
-      beta_1: see `kadam`.
-      beta_2: see `kadam`.
-      epsilon: see `kadam`.
-      amsgrad: see `kadam`.
-      clipnorm: see `kadam`.
-      clipvalue: see `kadam`.
-      global_clipnorm: see `kadam`.
-      use_ema: see `kadam`.
-      ema_momentum: see `kadam`.
-      ema_overwrite_frequency: see `kadam`.
-      loss_scale_factor: see `kadam`.
-      gradient_accumulation_steps: see `kadam`.
-      name: see `kadam`.
-      generation: see `kadam`, but for `"legacy"`, which knows no weight decay.
-      weight_decay_mask: see `kadam`.
-      decay: an argument of the legacy generation, which knows no weight decay: leave it out.
-      adaptive_epsilon: see `kadam`.
-      mu_dtype: see `kadam`.
-      nu_dtype: see `kadam`.
-      axis_name: see `kadam`.
+    `weight_decay` is the share of a parameter that it loses per unit of learning rate, >= 0. Keras's default is 0.004,
+    that of `optax.adamw` 0.0001. All other arguments are those of `kadam`, and what it returns; `decay` and the legacy
+    generation, which knows no weight decay, are refused.
 
     Raises:
       ValueError: if `weight_decay` is None, and as `kadam` does.
@@ -250,34 +228,12 @@ def kadamw(
     References:
       Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; `keras/src/optimizers/adamw.py` (Keras 3.15).
     """
+    arguments: dict[str, Tree] = dict(locals(), name=name or "adamw")
     if weight_decay is None:
         raise ValueError(
             "`weight_decay` must be a number. Received: weight_decay=None. Use `kadam` for Adam without it."
         )
-    return kadam(
-        learning_rate,
-        beta_1,
-        beta_2,
-        epsilon,
-        amsgrad,
-        weight_decay,
-        clipnorm,
-        clipvalue,
-        global_clipnorm,
-        use_ema,
-        ema_momentum,
-        ema_overwrite_frequency,
-        loss_scale_factor,
-        gradient_accumulation_steps,
-        name or "adamw",
-        generation=generation,
-        weight_decay_mask=weight_decay_mask,
-        decay=decay,
-        adaptive_epsilon=adaptive_epsilon,
-        mu_dtype=mu_dtype,
-        nu_dtype=nu_dtype,
-        axis_name=axis_name,
-    )
+    return kadam(**arguments)
 
 
 def _is_on(value: Number | None) -> bool:

@@ -7,7 +7,8 @@ gradient of zero if need be: 1 in 16384, with most betas.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,48 +18,20 @@ from optax_kadam import _call, _check
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
 from optax_kadam._xla import zeros_like
+from optax_kadam.embeddings import _table
 from optax_kadam.embeddings._catch_up import Moments, Window, catch_up, no_steps, record_step, window_of
-from optax_kadam.embeddings._table import (
-    ComputedDeferredTable,
-    DeferredTable,
-    TableRows,
-    all_rows,
-    distinct_gradients,
-    in_float32,
-    in_range,
-    rows_at,
-    table_values,
-    visited_at,
-    with_all_rows,
-    with_rows_at,
-)
+from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, TableRows
 from optax_kadam.stages._adam import Scalars, adam_maximum, adam_moments, adam_step
 from optax_kadam.stages._learning_rate import learning_rate_of
-
-
-class _Init(Protocol):
-    def __call__(self, values: jax.Array) -> DeferredTable: ...
-
-
-class _Read(Protocol):
-    def __call__(self, table: DeferredTable, indices: jax.Array) -> tuple[jax.Array, DeferredTable]: ...
-
-
-class _Update(Protocol):
-    def __call__(self, table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable: ...
-
-
-class _Flush(Protocol):
-    def __call__(self, table: DeferredTable) -> tuple[jax.Array, DeferredTable]: ...
 
 
 class DeferredRows(NamedTuple):
     """What can be done with a table: pure functions."""
 
-    init: _Init  # values -> table
-    read: _Read  # table, indices -> rows, table
-    update: _Update  # table, indices, gradients -> table
-    flush: _Flush  # table -> values, table
+    init: Callable[[jax.Array], DeferredTable]  # values -> table
+    read: Callable[[DeferredTable, jax.Array], tuple[jax.Array, DeferredTable]]  # table, indices -> rows, table
+    update: Callable[[DeferredTable, jax.Array, jax.Array], DeferredTable]  # table, indices, gradients -> table
+    flush: Callable[[DeferredTable], tuple[jax.Array, DeferredTable]]  # table -> values, table
 
 
 @_call.named
@@ -149,7 +122,7 @@ def deferred_rows(
         return catch_up(window, table.missed, epsilon_hat, *rows, table.iterations)
 
     def init(values: jax.Array) -> DeferredTable:
-        values = table_values(values)
+        values = _table.table_values(values)
         mu, nu, nu_max = (zeros_like(values, jnp.float32) for _ in range(3))
         last_visit = zeros_like(jnp.sum(values, tuple(range(1, values.ndim))), jnp.int32)
         make = DeferredTable if owner.is_held else ComputedDeferredTable
@@ -162,8 +135,8 @@ def deferred_rows(
         return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices), table
 
     def rows_of(table: DeferredTable, indices: jax.Array) -> jax.Array:
-        indices = in_range(table, indices)
-        rows = rows_at(table, indices)
+        indices = _table.in_range(table, indices)
+        rows = _table.rows_at(table, indices)
         change, _ = caught_up(table, rows)
         return (rows.values + change).astype(table.values.dtype)
 
@@ -171,21 +144,21 @@ def deferred_rows(
         return in_auto_axes(step, jax.tree.map(spec_of, table), table, indices, gradients)
 
     def step(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
-        indices = in_range(table, indices)
-        indices, gradients = distinct_gradients(table, indices, gradients, _whose_turn(table, window))
+        indices = _table.in_range(table, indices)
+        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
         rate = owner.at(table.learning_rate, table.iterations)
         iterations = jnp.asarray(optax.safe_increment(table.iterations))
         scalars = _scalars(beta_1, beta_2, epsilon_hat, rate, iterations)
-        rows = rows_at(table, indices)
+        rows = _table.rows_at(table, indices)
         change, moments = caught_up(table, rows)
         if decay is not None:
             change = change - (rows.values + change) * decay * rate
         mu, nu = adam_moments(gradients, moments.mu, moments.nu, scalars)
         nu_max = None if moments.nu_max is None else adam_maximum(moments.nu_max, nu)
         change = change - adam_step(mu, nu if nu_max is None else nu_max, scalars)
-        last_visit = visited_at(iterations, rows, gradients)
+        last_visit = _table.visited_at(iterations, rows, gradients)
         rows = TableRows(rows.values + change, Moments(mu, nu, nu_max), last_visit)
-        table = with_rows_at(table, indices, rows)
+        table = _table.with_rows_at(table, indices, rows)
         decayed = decay * rate if decay is not None and decays else None
         missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
         return table._make((*table[:5], iterations, rate, missed))
@@ -195,10 +168,12 @@ def deferred_rows(
         return table.values, table
 
     def caught_up_table(table: DeferredTable) -> DeferredTable:
-        rows = in_float32(all_rows(table))
+        rows = _table.in_float32(_table.all_rows(table))
         change, moments = caught_up(table, rows)
         last_visit = jnp.maximum(rows.last_visit, table.iterations)  # Not `full_like`: it lies as it did.
-        return with_all_rows(table, TableRows((rows.values + change).astype(table.values.dtype), moments, last_visit))
+        return _table.with_all_rows(
+            table, TableRows((rows.values + change).astype(table.values.dtype), moments, last_visit)
+        )
 
     return DeferredRows(init, read, update, flush)
 

@@ -2,7 +2,7 @@
 
 At the other calls the accumulator grows by the gradient and nothing inside is evaluated, unless XLA makes selections of
 the two branches, as it does on GPUs; `optax.MultiSteps` evaluates it every time. As in Keras, the accumulator is a sum,
-divided at the end of the window and set to zero then, whatever it held: a NaN does not outlive its window.
+divided at the step and set to zero then, whatever it held: a NaN does not outlive the step.
 
 Source: `JaxOptimizer._backend_apply_gradients` in `keras/src/backend/jax/optimizer.py` (Keras 3.15).
 """
@@ -24,7 +24,7 @@ from optax_kadam._xla import cond, rounded, zeros_like
 class AccumulateGradientsState(NamedTuple):
     """The state of `accumulate_gradients`."""
 
-    accumulator: optax.Updates  # The sum of the gradients of this window so far, in shape and dtype as the parameters.
+    accumulator: optax.Updates  # The sum of the gradients since the last step, in shape and dtype as the parameters.
     inner_state: optax.OptState
 
 
@@ -34,11 +34,11 @@ def accumulate_gradients(
     """Hand `inner` the mean gradient of every `steps` calls, and return zeros at the others.
 
     `update` needs the `iterations` so far as an extra argument; `inner` is handed its own, `iterations // steps`. A
-    gradient that is None at the end of a window leaves its accumulator to the next, as in Keras on JAX.
+    gradient that is None at the step leaves its accumulator as it is, to the next step, as in Keras on JAX.
 
     Args:
       steps: calls to a step, >= 2.
-      inner: what is evaluated at the end of each window.
+      inner: what is evaluated at the step, so at the last of these calls.
     """
 
     def init_fn(params: optax.Params) -> AccumulateGradientsState:
