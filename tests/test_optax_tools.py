@@ -121,7 +121,7 @@ def test_a_rate_that_inject_hyperparams_owns_can_be_set(make):
 
 
 def table_of(rate):
-    rows_of = ok.deferred_rows(rate)
+    rows_of = ok.deferred_rows(rate, beta_1=0.0)
     return rows_of, rows_of.init(jnp.ones((8, 2)))
 
 

@@ -105,8 +105,9 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPED)
-@pytest.mark.parametrize("kept", ["amsgrad", "all", "part"])
+@pytest.mark.parametrize(
+    ("kept", "wrapper"), [*(("amsgrad", wrapper) for wrapper in WRAPPED), ("all", "alone"), ("part", "alone")]
+)
 def test_a_state_of_its_own_passes_wherever_it_has_been(kept, wrapper):
     tx = WRAPPED[wrapper](KEPT[kept]())
     with jax.numpy_dtype_promotion("standard"):  # MultiSteps and apply_if_finite do not run under the strict one.
@@ -197,7 +198,7 @@ LEAVES = {
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("kept", ["plain", "all", "part", "loss scale"])
+@pytest.mark.parametrize("kept", ["all", "part", "loss scale"])
 def test_parameters_of_another_kind_are_refused_by_their_path(kept, leaf):
     make, match = LEAVES[leaf]
     with pytest.raises(TypeError, match=rf"(?s)`params` must hold .*Received: .*{match}"):
@@ -234,13 +235,13 @@ def test_a_callable_that_returns_no_scalar_is_named(name):
 
 
 def test_a_schedule_of_a_table_that_returns_no_scalar_is_named():
-    rows_of = ok.deferred_rows(lambda step: jnp.full(3, 0.5))
+    rows_of = ok.deferred_rows(lambda step: jnp.full(3, 0.5), beta_1=0.0)
     with pytest.raises(ValueError, match=r"(?s)`learning_rate`.* scalar.*Received: "):
         rows_of.update(rows_of.init(jnp.ones((8, 2))), jnp.array([3]), jnp.ones((1, 2)))
 
 
 @jit
-@pytest.mark.parametrize("kept", ["plain", "average", "all", "part"])
+@pytest.mark.parametrize("kept", ["all", "part"])
 @pytest.mark.parametrize("of", ["parameters", "gradients", "both"])
 def test_numpy_s_float64_is_taken_as_float32(of, kept, jit):
     """As optax does: without x64, JAX makes float32 of it wherever it meets it."""
