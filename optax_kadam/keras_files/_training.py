@@ -10,7 +10,7 @@ import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
-from optax_kadam.config._parse import Generation, OptimizerConfig, parse
+from optax_kadam.config._parse import Generation, OptimizerConfig, WeightDecayMask, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._lazy_array import LazyArray
@@ -67,7 +67,7 @@ class KerasTraining:
         )
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: object = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: WeightDecayMask = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation that goes on as Keras's optimizer would. The arguments are those of `from_config`.
 
