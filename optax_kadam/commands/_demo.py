@@ -147,7 +147,7 @@ def _import_keras() -> ModuleType:
     import keras
 
     if keras.backend.backend() != "jax":
-        raise ImportError(f"its backend is {keras.backend.backend()}, not jax")
+        raise ImportError(f"Keras's backend must be jax. Received: {keras.backend.backend()}. Set KERAS_BACKEND=jax.")
     return keras
 
 

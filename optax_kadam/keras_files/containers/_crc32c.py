@@ -15,7 +15,7 @@ _POLYNOMIAL = 0x82F63B78  # Castagnoli's, with the lowest bit first.
 _MULTIPLE = (4323, 5259, 5685)  # x^5685 + x^1362 + x^426 + 1
 _SHORT_MULTIPLE = (454, 505, 510, 532, 563)  # x^563 + x^109 + x^58 + x^53 + x^31 + 1
 # In bytes, for each round of `_fold`; the last of a tuple is the largest.
-_DISTANCES = (*(tuple(scale * d for d in _MULTIPLE) for scale in (64, 8, 1)), _SHORT_MULTIPLE)
+_FOLD_DISTANCES = (*(tuple(scale * d for d in _MULTIPLE) for scale in (64, 8, 1)), _SHORT_MULTIPLE)
 _CHUNK = 4 << 20  # Bytes that are copied at a time, to be changed: few enough for a cache.
 _ALL_ONES = 0xFFFFFFFF
 _MASK = 0xA282EAD8
@@ -48,7 +48,7 @@ def crc32c(data: bytes | memoryview | np.ndarray, value: int = 0) -> int:
 
 def _fold(message: np.ndarray) -> np.ndarray:
     """Return at most 563 bytes that have the remainder of `message`, which is changed."""
-    for distances in _DISTANCES:
+    for distances in _FOLD_DISTANCES:
         start = 0
         while (count := min(distances[0], len(message) - distances[-1] - start)) > 0:
             moved = message[start : start + count]

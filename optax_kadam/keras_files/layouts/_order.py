@@ -89,8 +89,8 @@ def _in_given_order(model: Layer, slots: Shapes | None, trainable: Sequence[str]
         candidates = [v for v in others if v.path == path] or [v for v in others if v.path.startswith(numbers)]
         if not candidates:
             raise ValueError(
-                f"`trainable` must name variables of the file. Received: {path!r}. "
-                f"It has: {', '.join(variable.path for variable in others)}."
+                f"`trainable` must name variables of the file. Received: {path!r} in it. "
+                f"The variables of the file are {', '.join(variable.path for variable in others)}."
             )
         others.remove(candidates[0])
         named.append(Variable(path, candidates[0].array, is_trainable=True))
