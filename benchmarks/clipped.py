@@ -25,8 +25,6 @@ def run(session: Session) -> None:
         "kadam global_clipnorm": ok.kadam(global_clipnorm=NORM),
         "kadam clipvalue": ok.kadam(clipvalue=VALUE),
     }
-    if clip_by_norms := getattr(ok, "clip_by_norms", None):
-        ours["kadam both norms"] = optax.chain(clip_by_norms(NORM, NORM), ok.kadam())
     theirs = {
         "optax.adam": optax.adam(1e-3),
         "optax.adam clipped": optax.chain(optax.clip_by_global_norm(NORM), optax.adam(1e-3)),

@@ -20,7 +20,8 @@ FLOORS = (
     {"_kadam", "embeddings"},
     {"stages"},
     {"_gradients", "_hyperparameter", "_generations", "_zero1", "schedules"},
-    {"_xla", "_mesh", "_check", "_precision"},
+    {"_schedule"},
+    {"_xla", "_mesh", "_check", "_precision", "_call"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 BEYOND_THE_CORE = {"__main__", "commands", "keras_files", "config"}

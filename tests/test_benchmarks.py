@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import _report
 from benchmarks.__main__ import QUESTIONS, main
-from benchmarks._hlo import work
+from benchmarks._hlo import aliased, collectives, copies_to_hbm, hbm_bytes, shapes, work
 from benchmarks._race import Aim, Race, Spread
 from benchmarks._side_by_side import WARM_UP, Contender, Session
 
@@ -136,6 +136,31 @@ ENTRY %main (x: f32[50], y: f32[], i: s32[]) -> (f32[50]) {
   ROOT %if = (f32[50]{0}) conditional(%i, %both, %both), branch_computations={%collect, %step}
 }
 """
+
+
+def test_copies_and_bytes_of_a_tpu_are_those_of_hbm():
+    """`%there` copies an argument within HBM, `%back` carries a result there from the chip; `%part` moves a slice."""
+    assert copies_to_hbm(TPU) == ["there"]
+    assert hbm_bytes(TPU) == 2 * 400 + 400 + 400 + 40 + 400  # In the order of the program.
+    assert collectives(TPU) == {"all-reduce": 1, "send": 1} and collectives(HLO) == {}
+    assert aliased(TPU) == 2 and aliased(HLO) == 0
+    assert shapes(TPU, "copy", "copy-start") == [(100,), (100,), (100,), ()]
+
+
+TPU = """HloModule jit_step, input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, must-alias) }, entry_computation_layout={(f32[100]{0:T(128)})->f32[100]{0:T(128)}}
+
+ENTRY %main.7 (p.0: f32[100]) -> (f32[100], f32[100]) {
+  %p.0 = f32[100]{0:T(128)} parameter(0)
+  %there = f32[100]{0:T(128)} copy(%p.0)
+  %sum = f32[100]{0:T(128)S(1)} all-reduce(%there), replica_groups={{0,1}}, to_apply=%add
+  %back = (f32[100]{0:T(128)}, f32[100]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%sum)
+  %done = f32[100]{0:T(128)} copy-done(%back)
+  %part = (f32[100]{0:T(128)}, f32[10]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%done), slice={[0:10]}
+  %half = f32[10]{0:T(128)S(1)} slice-done(%part)
+  %sent = (f32[100]{0:T(128)S(1)}, u32[]{:S(2)}, token[]{:S(2)}) send(%done), channel_id=1
+  ROOT %out = (f32[100]{0:T(128)}, f32[100]{0:T(128)}) tuple(%there, %done)
+}
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize(

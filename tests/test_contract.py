@@ -19,7 +19,6 @@ PARTS = {
     "clip_by_value": lambda: ok.clip_by_value(0.1),
     "clip_by_norm": lambda: ok.clip_by_norm(0.1),
     "clip_by_global_norm": lambda: ok.clip_by_global_norm(0.1),
-    "clip_by_norms": lambda: ok.clip_by_norms(0.1, 0.1),
 }
 OPTIMIZERS = {
     "kadam": lambda: ok.kadam(0.01),

@@ -44,7 +44,6 @@ STEPS = {
     "clipvalue": (lambda: ok.kadam(clipvalue=1.0), 1, 7),
     "clipnorm": (lambda: ok.kadam(clipnorm=1.0), 2, 8),
     "global_clipnorm": (lambda: ok.kadam(global_clipnorm=1.0), 2, 8),
-    "both norms": (lambda: optax.chain(ok.clip_by_norms(1.0, 1.0), ok.kadam()), 2, 8),
     # XLA makes selections of the two branches, at every call: 3 of these arrays are needed to collect.
     "accumulation": (lambda: ok.kadam(gradient_accumulation_steps=8), 1, 9),
 }

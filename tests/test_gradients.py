@@ -1,6 +1,5 @@
 """Gradients of a few rows: the dense result, at no dense gradient's cost; and TensorFlow's own sparse runs."""
 
-import functools
 import re
 
 import jax
@@ -12,6 +11,7 @@ from flax import nnx
 from jax.experimental import sparse
 
 import optax_kadam as ok
+from benchmarks._hlo import aliased
 
 from .helpers import CASES, INPUTS, build, flatten, golden, share, split, ulp
 
@@ -91,14 +91,6 @@ def test_bcoo_loss_scale_and_parts():
         tx.update(sparse.BCOO.fromdense(dense), tx.init(table), table)
 
 
-def test_a_loss_scale_looks_at_the_values_of_rows():
-    tx = ok.dynamic_loss_scale(ok.kadam(0.1), 8.0)
-    table = jnp.ones((ROWS, *ROW))
-    gradient = ok.RowUpdates(jnp.array([3]), jnp.full((1, *ROW), jnp.inf))
-    updates, state = tx.update(gradient, tx.init(table), table)
-    assert not updates.any() and optax.tree.get(state, "dynamic_scale") == 4.0
-
-
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_no_dense_gradient_is_made(amsgrad):
     """Nothing is added up into a table, and no array of its shape is read but its own and those of its moments."""
@@ -114,9 +106,7 @@ def test_no_dense_gradient_is_made(amsgrad):
         re.DOTALL,
     )
     assert "1000x8" not in adding
-    compiled = lowered.compile()
-    aliased = compiled.as_text().count("may-alias") + compiled.as_text().count("must-alias")
-    assert aliased >= (5 if amsgrad else 4)  # The moments, the count and the learning rate.
+    assert aliased(lowered.compile().as_text()) >= (5 if amsgrad else 4)  # The moments, the count, the learning rate.
 
 
 @pytest.mark.parametrize("runner", ["tfk-eager", "legacy-eager"])
@@ -203,45 +193,3 @@ def test_messages(message):
     error, call = BAD[message]
     with pytest.raises(error, match=message):
         call()
-
-
-def test_one_clip_over_dense_parameters_and_a_table():
-    """A model with both: the norm is that of all gradients, and the steps are those of one `kadam` over all."""
-    rng = np.random.default_rng(0)
-    dense, values = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 3), (50, 4)))
-    clip, tx, rows_of = ok.clip_by_global_norm(0.5), ok.kadam(0.01), ok.deferred_rows(0.01)
-
-    def loss(rows, dense, target):
-        return jnp.mean((rows @ dense - target) ** 2)
-
-    @functools.partial(jax.jit, donate_argnums=(1, 2))
-    def step(dense, state, table, ids, target):
-        rows, table = rows_of.read(table, ids)
-        of_rows, of_dense = jax.grad(loss, (0, 1))(rows, dense, target)
-        params = {"dense": dense, "table": table.values}
-        gradients = {"dense": of_dense, "table": ok.RowUpdates(ids, of_rows)}
-        clipped, _ = clip.update(gradients, clip.init(params), params)
-        updates, state = tx.update(clipped["dense"], state, dense)
-        table = rows_of.update(table, clipped["table"].indices, clipped["table"].values)
-        return optax.apply_updates(dense, updates), state, table
-
-    whole = ok.kadam(0.01, global_clipnorm=0.5)
-
-    @jax.jit
-    def whole_step(params, state, ids, target):
-        gradients = jax.grad(lambda params: loss(params["table"][ids], params["dense"], target))(params)
-        updates, state = whole.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = {"dense": dense, "table": values}
-    state, whole_state, table = tx.init(dense), whole.init(params), rows_of.init(values)
-    for _ in range(300):
-        ids = jnp.asarray(rng.integers(0, 50, size=8))
-        target = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
-        dense, state, table = step(dense, state, table, ids, target)
-        params, whole_state = whole_step(params, whole_state, ids, target)
-    final, table = rows_of.flush(table)
-    movement = np.abs(params["table"] - values).max()
-    assert share(np.asarray(final), np.asarray(params["table"]), movement) <= 2e-5  # 8.2e-6 measured.
-    assert share(np.asarray(dense), np.asarray(params["dense"]), movement) <= 2e-5
-    assert table.iterations == optax.tree.get(state, "iterations") == 300

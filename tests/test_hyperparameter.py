@@ -1,7 +1,5 @@
 """Hyperparameters that move: in the state, by a schedule, by a callable, traced."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,30 +29,6 @@ def run(tx, steps, jit=True, each=lambda state, i: state):
         state, params = step(each(state, i), params)
         rates.append(float(optax.tree.get(state, "learning_rate")))
     return np.asarray(params), rates, len(traces)
-
-
-@pytest.mark.parametrize("value", [3e-4, jnp.float32(3e-4), np.float32(3e-4), np.float64(3e-4), jnp.asarray(3e-4)])
-def test_setting_the_rate_of_the_state_does_not_recompile(value):
-    def each(state, i):
-        return optax.tree.set(state, learning_rate=value) if i == 2 else state
-
-    params, rates, traces = run(ok.kadam(0.1), 4, each=each)
-    assert rates == [np.float32(0.1), np.float32(0.1), np.float32(3e-4), np.float32(3e-4)]
-    assert traces == 1
-    scheduled, _, _ = run(ok.kadam(ok.schedules.PiecewiseConstantDecay([1], [0.1, 3e-4])), 4)
-    assert ulp(params, scheduled) == 0
-
-
-def test_setting_the_count_keeps_its_type():
-    state = optax.tree.set(ok.kadam().init(PARAMS), iterations=1000)
-    assert (state.iterations.dtype, state.iterations.weak_type) == (jnp.int32, False)
-    assert int(optax.tree.get(ok.kadam().update(GRADIENT, state, PARAMS)[1], "iterations")) == 1001
-
-
-def test_a_set_rate_keeps_its_placement():
-    device = jax.devices()[3]
-    state = jax.device_put(ok.kadam().init(PARAMS), device)
-    assert optax.tree.get(optax.tree.set(state, learning_rate=0.5), "learning_rate").devices() == {device}
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -92,12 +66,6 @@ def test_a_traced_rate_and_traced_betas():
     assert (after(0.25, 0.8, 0.9) != expected).all()
 
 
-def test_an_array_is_not_donated_with_the_state():
-    rate = jnp.float32(0.5)
-    run(ok.kadam(rate), 3)
-    assert float(rate) == 0.5
-
-
 @pytest.mark.parametrize("name", ["beta_1", "beta_2"])
 def test_moving_betas(name):
     start = {"beta_1": 0.9, "beta_2": 0.999}[name]
@@ -108,37 +76,3 @@ def test_moving_betas(name):
     fixed, _, _ = run(ok.kadam(0.1), 3)
     assert ulp(by_schedule, by_callable) == 0
     assert np.abs(by_schedule - fixed).max() > 1e-3
-
-
-def test_the_rate_is_folded_where_keras_folds_it_and_left_out_where_it_is_not_handed():
-    alone = optax.chain(ok.scale_by_kadam(), optax.scale_by_learning_rate(0.1))
-    updates, _ = alone.update(GRADIENT, alone.init(PARAMS))
-    assembled, _ = ok.kadam(0.1).update(GRADIENT, ok.kadam(0.1).init(PARAMS))
-    np.testing.assert_allclose(updates, assembled, rtol=3e-7)
-    handed, _ = ok.scale_by_kadam().update(GRADIENT, ok.scale_by_kadam().init(PARAMS), learning_rate=jnp.float32(0.1))
-    assert ulp(np.asarray(handed), np.asarray(assembled)) == 0
-
-
-def test_the_count_saturates():
-    top = np.iinfo(np.int32).max
-    state = optax.tree.set(ok.kadam(amsgrad=True, use_ema=True).init(PARAMS), iterations=top)
-    updates, state = ok.kadam(amsgrad=True, use_ema=True).update(GRADIENT, state, PARAMS)
-    assert int(optax.tree.get(state, "iterations")) == top
-    assert np.isfinite(updates).all()
-
-
-def test_schedules_see_the_micro_steps():
-    seen = []
-
-    def schedule(step):
-        seen.append(int(step))
-        return 0.1
-
-    run(ok.kadam(schedule, gradient_accumulation_steps=2), 4, jit=False)
-    assert seen == [0, 0, 1, 2, 3]  # Once for `init`.
-
-
-def test_the_name_is_the_scope_in_the_compiled_step():
-    tx = ok.kadam(name="my_adam")
-    text = jax.jit(functools.partial(tx.update)).lower(PARAMS, tx.init(PARAMS), PARAMS).compile().as_text()
-    assert "my_adam/" in text

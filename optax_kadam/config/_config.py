@@ -11,16 +11,14 @@ from jax.core import Tracer
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
 from optax_kadam.config import _values
-from optax_kadam.config._parse import KEYS, WeightDecayMask
+from optax_kadam.config._parse import KEYS
 from optax_kadam.config._parse import OptimizerConfig as OptimizerConfig
 from optax_kadam.config._parse import parse as parse
+from optax_kadam.stages._weight_decay import Mask
 
 
 def from_config(
-    config: Mapping[str, object],
-    *,
-    learning_rate: Hyperparameter | None = None,
-    weight_decay_mask: WeightDecayMask = None,
+    config: Mapping[str, object], *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Build the transformation that behaves like the optimizer that a Keras config describes.
 

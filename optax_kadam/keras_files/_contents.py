@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Self, TypeVar
 
-from optax_kadam.config._parse import Generation
+from optax_kadam._generations import Generation
 from optax_kadam.keras_files._lazy_array import LazyArray
 
 

@@ -10,13 +10,14 @@ import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
-from optax_kadam.config._parse import Generation, OptimizerConfig, WeightDecayMask, parse
+from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._match import Rename
 from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files._restore import Tree
+from optax_kadam.stages._weight_decay import Mask
 
 Arrays = dict[str, np.ndarray]
 
@@ -67,7 +68,7 @@ class KerasTraining:
         )
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: WeightDecayMask = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation that goes on as Keras's optimizer would. The arguments are those of `from_config`.
 

@@ -1,8 +1,5 @@
 """Meshes of eight virtual devices, a tree of parameters, and what is to be seen of a compiled step."""
 
-import collections
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,12 +54,6 @@ def train(tx, params, gradients, steps=4, state_shardings=None, shardings=None):
     for _ in range(steps):
         params, state = step(gradients, state, params)
     return placed, params, state, step.as_text()
-
-
-def collectives(text):
-    """Count the collectives of a compiled program by their kind."""
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    return dict(collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", text)))
 
 
 def furthest(found, wanted):

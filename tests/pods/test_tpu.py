@@ -22,8 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
-
-from . import hlo
+from benchmarks import _hlo
 
 pytestmark = pytest.mark.tpu
 
@@ -54,16 +53,15 @@ STEPS = {
     "bfloat16 moments": (lambda: ok.kadam(1e-3, mu_dtype="bfloat16", nu_dtype="bfloat16"), 3 * 4 + 4 * 2),
     "clipnorm": (lambda: ok.kadam(1e-3, clipnorm=1.0), 7 * 4),
     "global_clipnorm": (lambda: ok.kadam(1e-3, global_clipnorm=1.0), 7 * 4),
-    "both clips": (lambda: optax.chain(ok.clip_by_norms(1.0, 1.0), ok.kadam(1e-3)), 7 * 4),
 }
-CLIPS = ["clipnorm", "global_clipnorm", "both clips"]
+CLIPS = ["clipnorm", "global_clipnorm"]
 # The slice, how many of it, the tree, the steps. One more read of all gradients is 8/7 of the ideal; it is less by what
 # stays in the memory on the chip. On v5p 2x2x2, and on two v5e 2x4, that is less: 1.135 with a clip.
 CASES = [
     (topology, slices, tree, step)
     for topology, slices, tree, steps in (
         ("v5e:2x4", 1, "12 layers", ["adam", *CLIPS]),
-        ("v5e:16x16", 1, "12 layers", ["adam", "both clips"]),
+        ("v5e:16x16", 1, "12 layers", ["adam", "global_clipnorm"]),
         ("v5p:2x2x4", 1, "12 layers", ["adam"]),
         ("v6e:2x4", 1, "12 layers", ["adam"]),
         ("v5e:4x4", 2, "12 layers", ["global_clipnorm"]),
@@ -129,14 +127,13 @@ def measure(topology, slices, tree, step, *, tx=None, donate=(1, 2), zero1=False
     compiled = update.lower(params, state, params).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text and memory
-    instructions = hlo.entry(text)
     of_device = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
     return Figures(
-        hlo.collectives(text),
-        hlo.aliased(text),
+        _hlo.collectives(text),
+        _hlo.aliased(text),
         len(jax.tree.leaves((params, state))),
-        len(hlo.copies(instructions)),
-        float(hlo.hbm_bytes(instructions) / (bytes_per_parameter * of_device)),
+        len(_hlo.copies_to_hbm(text)),
+        float(_hlo.hbm_bytes(text) / (bytes_per_parameter * of_device)),
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
         time.perf_counter() - start,

@@ -12,7 +12,8 @@ Source: `keras/src/legacy/saving/legacy_h5_format.py` (Keras 3.15); `tf_keras/sr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from optax_kadam.config._parse import Generation, parse
+from optax_kadam._generations import Generation
+from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import (
     Contents,
     Slots,

@@ -1,0 +1,65 @@
+"""Accumulation: a window of gradients is one step on their mean."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_kadam as ok
+
+from ..test_hyperparameter import run
+
+
+def primitives(jaxpr):
+    """The names of the primitives of a jaxpr, those of its branches aside; and the branches."""
+    names, branches = set(), []
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for parameter in equation.params.values():
+            if equation.primitive.name == "cond" and isinstance(parameter, tuple):
+                branches += [branch.jaxpr for branch in parameter if hasattr(branch, "jaxpr")]
+            elif hasattr(parameter, "jaxpr"):
+                inner_names, inner_branches = primitives(parameter.jaxpr)
+                names, branches = names | inner_names, branches + inner_branches
+    return names, branches
+
+
+def test_a_micro_step_evaluates_nothing_of_adam():
+    tx = ok.kadam(gradient_accumulation_steps=4, clipnorm=1.0, weight_decay=0.1)
+    params = jnp.ones(8)
+    names, branches = primitives(jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr)
+    assert not names & {"sqrt", "pow", "div", "reduce_sum"}
+    collect, step = (primitives(branch)[0] for branch in branches)
+    assert "sqrt" in step
+    assert not collect & {"sqrt", "pow", "div", "mul", "reduce_sum"}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_window_is_one_step_on_the_mean_and_a_nan_does_not_outlive_it(jit):
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
+    tx, plain = ok.kadam(0.1, gradient_accumulation_steps=2), ok.kadam(0.1)
+    update = jax.jit(tx.update) if jit else tx.update
+    first = {"a": jnp.array([1.0, jnp.nan]), "b": jnp.array(1.0)}
+    second = {"a": jnp.array([3.0, 1.0]), "b": jnp.array(0.0)}
+    nothing, state = update(first, tx.init(params), params)
+    assert not any(u.any() for u in jax.tree.leaves(nothing))
+    updates, state = update(second, state, params)
+    mean = {"a": jnp.array([2.0, jnp.nan]), "b": jnp.array(0.5)}
+    expected, _ = plain.update(mean, plain.init(params), params)
+    np.testing.assert_allclose(updates["a"], expected["a"], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], expected["b"], rtol=1e-6)
+    assert not any(a.any() for a in jax.tree.leaves(optax.tree.get(state, "accumulator")))
+    _, state = update(second, state, params)
+    np.testing.assert_array_equal(optax.tree.get(state, "accumulator")["a"], second["a"])
+
+
+def test_schedules_see_the_micro_steps():
+    seen = []
+
+    def schedule(step):
+        seen.append(int(step))
+        return 0.1
+
+    run(ok.kadam(schedule, gradient_accumulation_steps=2), 4, jit=False)
+    assert seen == [0, 0, 1, 2, 3]  # Once for `init`.
