@@ -54,7 +54,7 @@ def restore(
     for name, value in scalars.items():
         if (old := get(state, name)) is not None:
             largest = _LARGEST_COUNT if name == "iterations" else value
-            state = put(state, name, jnp.asarray(min(value, largest), old.dtype))
+            state = _with_number(state, name, jnp.asarray(min(value, largest), old.dtype))
     return restored, state
 
 
@@ -71,6 +71,16 @@ def get(state: optax.OptState, name: str) -> Any:
 def put(state: optax.OptState, name: str, value: object) -> optax.OptState:
     """Return the state with its field `name` set; unlike `optax.tree.set`, ignore a parameter of that name."""
     return optax.tree.set(state, _is_field, **{name: value})
+
+
+def _with_number(state: Tree, name: str, number: jax.Array) -> Tree:
+    """Return the state with a number of its own set, the learning rate of the last step too, which users cannot set."""
+
+    def set_it(path: Sequence[object], leaf: Leaf) -> object:
+        names = [getattr(key, "name", None) for key in path]
+        return number if names[-1:] == [name] and not set(SLOTS) & set(names) else leaf
+
+    return jax.tree.map_with_path(set_it, state)
 
 
 def _is_field(path: Sequence[object], value: object) -> bool:
