@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
+import optax
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,6 +64,8 @@ def _unknown(function: str, name: str, known: Sequence[str]) -> str:
 
 def _shown(value: object) -> str:
     """Return a short text; an array, maybe traced, is not looked at."""
+    if isinstance(value, optax.GradientTransformation):
+        return value.init.__qualname__.removesuffix(".init")
     if isinstance(value, (jax.Array, np.ndarray)):
         return f"{value.dtype.name}{list(value.shape)}"
     return getattr(value, "__name__", None) or repr(value)

@@ -19,7 +19,7 @@ from optax_kadam._gradients import Tree
 from optax_kadam._precision import arithmetic_dtype
 
 # A tree of bools that fits the parameters, or a prefix of one, or a function from the parameters to it.
-Mask = optax.Params | Callable[[optax.Params], optax.Params]
+Mask = Callable[[optax.Params], optax.Params] | object
 
 
 def decay_weights(weight_decay: float | jax.Array, mask: Mask | None = None) -> optax.GradientTransformationExtraArgs:

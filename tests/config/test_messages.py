@@ -39,7 +39,7 @@ UNREADABLE = [
     ({"inner_optimizer": "adam"}, r"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer='ad"),
 ]
 UNSAID = [
-    ({"learning_rat": 0.1}, r"unexpected keyword argument 'learning_rat'"),
+    ({"learning_rat": 0.1}, r"Received: learning_rat. Use `learning_rate`"),
     ({"decay": 0.1, "generation": "legacy"}, r"`generation` must be what a Keras 3 .* Received: .*InverseTimeDecay"),
     ({"use_ema": True, "generation": "tf_keras"}, r"`use_ema` must be what .* average starts elsewhere"),
     ({"adaptive_epsilon": True, "generation": "tf_keras"}, r"`adaptive_epsilon` must be left out"),
