@@ -65,7 +65,7 @@ def _unknown(function: str, name: str, known: Sequence[str]) -> str:
 def _shown(value: object) -> str:
     """Return a short text; an array, maybe traced, is not looked at."""
     if isinstance(value, optax.GradientTransformation):
-        return value.init.__qualname__.removesuffix(".init")
+        return getattr(value.init, "__qualname__", repr(value)).removesuffix(".init")
     if isinstance(value, (jax.Array, np.ndarray)):
         return f"{value.dtype.name}{list(value.shape)}"
     return getattr(value, "__name__", None) or repr(value)

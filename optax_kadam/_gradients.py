@@ -11,7 +11,7 @@ Source: `_resource_apply_sparse_duplicate_indices` in `tf_keras/src/optimizers/l
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -66,6 +66,10 @@ class RowUpdates:
                 f"`values` must have the shape of `indices` and then of a row. Received: values of shape "
                 f"{self.values.shape} for indices of shape {self.indices.shape}."
             )
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        """Yield the indices, then the values: an iterable of arrays is one of optax's `Updates` to a type checker."""
+        return iter((self.indices, self.values))
 
     def __repr__(self) -> str:
         return f"RowUpdates(indices={self.indices!r}, values={self.values!r})"

@@ -10,11 +10,12 @@ from jax.experimental import io_callback
 
 from optax_kadam import _check
 
-Schedule = Callable[..., jax.typing.ArrayLike]  # From the step, counted from 0, or from nothing, to a number.
+# From the step, counted from 0, or from nothing, to a number.
+Schedule = Callable[[jax.Array], jax.typing.ArrayLike] | Callable[[], jax.typing.ArrayLike]
 Hyperparameter = float | jax.Array | Schedule
 
 
-def takes_no_argument(function: Schedule) -> bool:
+def takes_no_argument(function: Callable[..., jax.typing.ArrayLike]) -> bool:
     """Return whether `function` can be called without arguments.
 
     Keras calls such a function at every step; any other one is a schedule of the step. So `lambda rate=rate: rate` is
@@ -28,7 +29,9 @@ def takes_no_argument(function: Schedule) -> bool:
     return all(p.kind is not inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
 
 
-def at_step(name: str, value: Hyperparameter, *bounds: tuple[str, float]) -> Callable[[jax.Array], float | jax.Array]:
+def at_step(
+    name: str, value: float | jax.Array | Callable[..., jax.typing.ArrayLike], *bounds: tuple[str, float]
+) -> Callable[[jax.Array], float | jax.Array]:
     """Return the function from a step to the value of the hyperparameter `name`; `bounds` are those of a number.
 
     A number stays a Python float, so that arithmetic on it is in double precision and rounds once where it meets an

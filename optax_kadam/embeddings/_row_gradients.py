@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,12 @@ from optax_kadam._gradients import (
 from optax_kadam._mesh import in_auto_axes, spec_of_rows
 from optax_kadam._precision import arithmetic_dtype
 
+_Arguments = ParamSpec("_Arguments")
 
-def value_and_row_grad(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, RowUpdates]]:
+
+def value_and_row_grad(
+    function: Callable[Concatenate[jax.Array, _Arguments], jax.Array],
+) -> Callable[Concatenate[jax.Array, jax.Array, _Arguments], tuple[jax.Array, RowUpdates]]:
     """`jax.value_and_grad` with respect to a table of which the function uses a few rows, and only their gradient.
 
     Args:
@@ -44,10 +49,12 @@ def value_and_row_grad(function: Callable[..., jax.Array]) -> Callable[..., tupl
     def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
         return table.at[indices].get(mode="fill", fill_value=0)
 
-    def value_and_gradient(table: jax.Array, indices: jax.Array, *arguments: Tree) -> tuple[jax.Array, RowUpdates]:
+    def value_and_gradient(
+        table: jax.Array, indices: jax.Array, *arguments: _Arguments.args, **keywords: _Arguments.kwargs
+    ) -> tuple[jax.Array, RowUpdates]:
         indices = jnp.asarray(indices)
         rows = in_auto_axes(look_up, spec_of_rows(table, indices), table, within(indices, len(table)))
-        value, gradient = jax.value_and_grad(function)(rows, *arguments)
+        value, gradient = jax.value_and_grad(function)(rows, *arguments, **keywords)
         return value, RowUpdates(indices, gradient)
 
     return value_and_gradient

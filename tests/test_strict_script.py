@@ -17,7 +17,7 @@ THEIRS = ("jax.", "optimizer.")  # JAX and Flax leave parts of the types of thes
 def test_a_strict_type_checker_finds_nothing_wrong(tmp_path):
     shutil.copy(SCRIPT, tmp_path)
     settings = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False}  # optax has no `py.typed`.
-    settings["extraPaths"] = [str(pathlib.Path(__file__).parents[2])]
+    settings["extraPaths"] = [str(pathlib.Path(__file__).parents[1])]
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
     command = ["pyright", "--outputjson", "--pythonpath", sys.executable, "--project", str(tmp_path)]
     report = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
