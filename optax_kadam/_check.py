@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import SupportsFloat, SupportsIndex
 
 import jax
@@ -182,16 +182,24 @@ def stages(state: tuple[object, ...], count: int) -> None:
         )
 
 
-def same_tree(tree: object, reference: object, name: str, of: str = "gradient") -> None:
-    """Raise, naming the path, if a leaf does not fit the `reference` tree of the state; None fits everywhere.
+def same_trees(trees: Mapping[str, object], kept: Mapping[str, object]) -> None:
+    """Raise, naming the path, if a leaf of one of `trees` does not fit its leaf in each tree that a state keeps.
 
-    `tree` holds gradients, or another kind of leaves, of which there may be none at all.
+    `trees` are named by what a leaf of theirs is: "gradient" or "parameter". None fits everywhere, but not every
+    gradient may be None; a tree that is None is left out. Each tree is flattened once.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    wanted, wanted_treedef = jax.tree.flatten(reference)
-    if treedef == wanted_treedef and all(np.shape(a) == np.shape(b) for a, b in zip(leaves, wanted, strict=True)):
-        return
-    if of == "gradient" and wanted and not leaves:
+    references = {name: (tree, *jax.tree.flatten(tree)) for name, tree in kept.items() if tree is not None}
+    for of, tree in trees.items():
+        leaves, treedef = jax.tree.flatten(tree)
+        for name, (reference, wanted, wanted_treedef) in references.items():
+            shapes_fit = all(np.shape(a) == np.shape(b) for a, b in zip(leaves, wanted, strict=False))
+            if tree is not None and not (treedef == wanted_treedef and shapes_fit):
+                _check_leaves(tree, reference, name, of)
+
+
+def _check_leaves(tree: object, reference: object, name: str, of: str) -> None:
+    """Raise, naming the path, if a leaf of `tree` does not fit its leaf in `reference`, a tree under this name."""
+    if of == "gradient" and jax.tree.leaves(reference) and not jax.tree.leaves(tree):
         raise ValueError("At least one gradient must be given. Received: None for every parameter.")
     found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_one)}
     expected = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(reference)}

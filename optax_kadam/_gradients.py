@@ -211,7 +211,7 @@ def within(indices: jax.Array, count: int) -> jax.Array:
 
 def _with_normal_rows(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
     _check.params_given(params, "a gradient of rows", "needs to know how many rows there are")
-    _check.same_tree(updates, params, "params")
+    _check.same_trees({"gradient": updates}, {"params": params})
 
     def normal(gradient: Tree, param: Tree) -> Tree:
         if not isinstance(gradient, RowUpdates):

@@ -48,7 +48,7 @@ def accumulate_gradients(
         updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, AccumulateGradientsState]:
         iterations: jax.Array = extra_args["iterations"]
-        _check.same_tree(updates, state.accumulator, "accumulator")
+        _check.same_trees({"gradient": updates}, {"accumulator": state.accumulator})
         is_last = iterations % steps == steps - 1
         # The sum stands outside the branches, so that the one that only collects hands it through: XLA adds in place.
         sums = jax.tree.map(_added, state.accumulator, updates)

@@ -206,11 +206,7 @@ def adam(
 
     def update_fn(updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree) -> tuple[Tree, Tree]:
         iterations, learning_rate = extra_args["iterations"], extra_args["learning_rate"]
-        for name, moment in state._asdict().items():
-            if moment is not None:
-                _check.same_tree(updates, moment, name)
-        if params is not None:
-            _check.same_tree(params, state.mu, "mu", "parameter")
+        _check.same_trees({"gradient": updates, "parameter": params}, state._asdict())
         betas = beta_1_at(iterations), beta_2_at(iterations)
         t = jnp.asarray(optax.safe_increment(iterations))
         scalars: dict[type, Scalars] = {}

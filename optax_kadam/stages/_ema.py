@@ -65,7 +65,7 @@ def average_params(
         updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, AverageParamsState]:
         _check.params_given(params, "the moving average", "averages the parameters themselves")
-        _check.same_tree(params, state.average, "average", "parameter")
+        _check.same_trees({"parameter": params}, {"average": state.average})
         step = extra_args["iterations"] // micro_steps
 
         def average(mean: jax.Array, p: jax.Array, u: jax.Array | None) -> jax.Array:
