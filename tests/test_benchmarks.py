@@ -26,9 +26,13 @@ CONTENDERS = {
 }
 
 
-# The contenders of "leaves" are processes of their own, each of which starts JAX.
+# "leaves" starts a process for each contender; the steps of "rows" and "training" take long to compile.
 @pytest.mark.parametrize(
-    "question", [pytest.param(question, marks=[pytest.mark.slow] * (question == "leaves")) for question in QUESTIONS]
+    "question",
+    [
+        pytest.param(question, marks=[pytest.mark.slow] * (question in ("leaves", "rows", "training")))
+        for question in QUESTIONS
+    ],
 )
 @keras_rules()
 def test_every_question_is_measured_without_torch(
