@@ -21,7 +21,7 @@ ADAM, AMSGRAD = 7, 9  # Arrays that a step moves.
 def trees(session: Session) -> dict[str, Shapes]:
     """Return the parameters that are stepped."""
     if session.quick:
-        return {"one leaf": one_leaf(10_000), "transformer": transformer(1, 16, 100)}
+        return {"one leaf": one_leaf(10_000), "two leaves": {"kernel": (16, 100), "bias": (100,)}}
     return {"64M in one leaf": one_leaf(2**26), "ResNet-50": resnet_50(), "transformer": transformer()}
 
 

@@ -91,7 +91,7 @@ def gradients(case, step):
     return [None if period and step % period == 0 and i == missing else g for i, g in enumerate(scaled)]
 
 
-def replay(case, tx, jit):
+def replay(case, tx, jit, steps=200):
     """Yield the state after every step, as the recorded programs kept it: parameters, slots, count, learning rate."""
     params = [jnp.asarray(p).astype(case["dtype"]) for p in split(INPUTS["init"])]
     state = tx.init(params)
@@ -106,6 +106,6 @@ def replay(case, tx, jit):
         return params, state
 
     step = jax.jit(step, donate_argnums=(1, 2)) if jit else step
-    for i in range(1, case["n_steps"] + 1):
+    for i in range(1, min(steps, case["n_steps"]) + 1):
         params, state = step(gradients(case, i), state, params)
         yield i, params, state

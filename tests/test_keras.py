@@ -1,4 +1,4 @@
-"""The live Keras 3 on JAX beside ours: random trees, arguments and gradients, 30 steps, eager and jitted."""
+"""The live Keras 3 on JAX beside ours: random trees, arguments and gradients, eager and jitted."""
 
 import functools
 import warnings
@@ -17,7 +17,6 @@ from .helpers import share, ulp
 
 keras = pytest.importorskip("keras")
 
-STEPS = 30
 SUFFIXES = {"mu": "_momentum", "nu": "_velocity", "nu_max": "_velocity_hat"}
 SUFFIXES |= {"average": "_average", "accumulator": "_gradient_accumulator"}
 
@@ -90,14 +89,14 @@ def configurations(draw, windows):
 
 
 @st.composite
-def problems(draw):
+def problems(draw, steps):
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     of = [tuple(shape) for shape in draw(shapes)]
     params = [random.normal(size=shape).astype(np.float32) for shape in of]
     scale = draw(st.sampled_from([1e-6, 1e-2, 1.0, 1e3]))
     gradients = [
         [jnp.asarray(scale * 10 ** random.uniform(-2, 1) * random.normal(size=shape), jnp.float32) for shape in of]
-        for _ in range(STEPS)
+        for _ in range(steps)
     ]
     if len(of) > 1 and draw(st.booleans()):  # The first parameter has no gradient now and then.
         period = draw(st.integers(2, 5))
@@ -132,13 +131,27 @@ relaxed = functools.partial(
 
 
 # Eager Keras compiles its accumulation anew at every step: a window is drawn less often there.
-@relaxed(max_examples=8)
-@given(configurations([None, None, None, 3]), problems())
+@relaxed(max_examples=5)
+@given(configurations([None, None, None, 3]), problems(8))
 def test_eager(arguments, problem):
     compare(arguments, *problem, jit=False)
 
 
-@relaxed(max_examples=20)
-@given(configurations([None, 2, 3, 7]), problems())
+@relaxed(max_examples=8)
+@given(configurations([None, 2, 3, 7]), problems(30))
 def test_jitted(arguments, problem):
+    compare(arguments, *problem, jit=True)
+
+
+@pytest.mark.slow
+@relaxed(max_examples=8)
+@given(configurations([None, None, None, 3]), problems(30))
+def test_more_that_is_eager(arguments, problem):
+    compare(arguments, *problem, jit=False)
+
+
+@pytest.mark.slow
+@relaxed(max_examples=20)
+@given(configurations([None, 2, 3, 7]), problems(30))
+def test_more_that_is_jitted(arguments, problem):
     compare(arguments, *problem, jit=True)

@@ -35,7 +35,18 @@ RUNS = [
 
 @pytest.mark.parametrize(("case_id", "runner"), RUNS)
 def test_recorded_run(case_id, runner):
-    case, recorded = CASES[case_id], golden(case_id)
+    """Op by op only the first steps: what comes later, the slow test below sees, and here the jitted run of the case."""
+    compare(CASES[case_id], runner, steps=200 if runner.endswith("jit") else 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case_id", "runner"), [run for run in RUNS if run[1].endswith("eager")])
+def test_recorded_run_to_its_end(case_id, runner):
+    compare(CASES[case_id], runner, steps=200)
+
+
+def compare(case, runner, steps):
+    case_id, recorded = case["id"], golden(case["id"])
     jit = runner.endswith("jit")
     if jit and ("clipnorm" in case_id or jax.__version__ != MANIFEST["versions"]["jax"]):
         # Another compiler contracts other multiply-adds, another processor sums a norm in another order, in Keras too:
@@ -48,7 +59,7 @@ def test_recorded_run(case_id, runner):
     with jax.enable_x64(case["dtype"] == "float64"):
         tx = build(case, runner.split("-")[0], keras_schedule(case, jit))
         start = flatten(split(INPUTS["init"]))
-        for step, params, state in replay(case, tx, jit):
+        for step, params, state in replay(case, tx, jit, steps):
             if f"{runner}/lr" in recorded and not jit:  # The jitted runs recorded the rates of an eager schedule.
                 used = recorded[f"{runner}/lr"][step - 1].astype(np.float32)
                 assert_equal(np.asarray(optax.tree.get(state, "learning_rate")), used, f"rate of step {step}")
@@ -92,7 +103,7 @@ def assert_equal(found, expected, what):
     assert distance == 0, f"{what}: {distance} ULP"
 
 
-@pytest.mark.parametrize("runner", ["k3-jax-eager", "k3-jax-jit"])
+@pytest.mark.parametrize("runner", [pytest.param("k3-jax-eager", marks=pytest.mark.slow), "k3-jax-jit"])
 @pytest.mark.parametrize(
     ("case_id", "tx"),
     [

@@ -44,7 +44,9 @@ DIVIDING = [
 ]
 
 
-@pytest.mark.parametrize("steps_per_period", [7, 30, 41, 47, 55, 60, 61, 1000])
+@pytest.mark.parametrize(
+    "steps_per_period", [7, 41, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (30, 47, 55, 61, 1000))]
+)
 @pytest.mark.parametrize(("name", "config"), DIVIDING)
 def test_jitted_is_eager_keras(name, config, steps_per_period):
     keras = pytest.importorskip("keras")

@@ -1,9 +1,12 @@
 """Two processes with four devices each train one model over `jax.distributed`; one is lost, and they start again."""
 
+import pytest
+
 from .processes import assert_near, assert_same, running, two_processes
 from .train import local, mesh_of, train
 
 
+@pytest.mark.slow  # Four processes.
 def test_two_processes_agree_and_are_one(tmp_path):
     directory, writes = tmp_path / "two", (tmp_path / "0.npz", tmp_path / "1.npz")
     with running(*two_processes(directory, writes)) as (first, second):

@@ -10,7 +10,7 @@ import optax_kadam as ok
 
 from . import train
 from .processes import Run, assert_near, assert_same, running
-from .train import mesh_of
+from .train import local, mesh_of
 
 
 def kill_while_writing(run, directory, after):
@@ -22,6 +22,7 @@ def kill_while_writing(run, directory, after):
     raise AssertionError(f"never caught at writing\n{run.log.read_text()}")
 
 
+@pytest.mark.slow  # Six processes.
 def test_killed_twice_and_left_alone_end_alike(tmp_path):
     moments, directory = random.Random(0), tmp_path / "killed"
     with running(Run(tmp_path / "alone", tmp_path / "alone.npz")) as alone:
@@ -41,17 +42,15 @@ def test_killed_twice_and_left_alone_end_alike(tmp_path):
             assert min(run.made[0] for run in runs) > 4  # They did come back from a checkpoint.
 
 
-@pytest.mark.parametrize(
-    ("width", "message"),
-    [
-        (32, r"must hold float32\[32\] at '0.inner.bias.value'. Received: float32\[64\]. Build the model"),
-        (128, r"must hold float32\[128\] at '0.inner.bias.value'. Received: float32\[64\]."),
-    ],
-)
-def test_other_shapes_are_refused(tmp_path, width, message):
-    train.train(tmp_path, mesh_of("2x4"), steps=1)
-    with pytest.raises(ValueError, match=message):
-        train.train(tmp_path, mesh_of("2x4"), steps=1, width=width)
+def test_a_training_that_comes_back_ends_like_one_left_alone(tmp_path):
+    mesh = mesh_of("1x2")
+    alone = local(train.train(tmp_path / "alone", mesh, steps=3))
+    train.train(tmp_path / "back", mesh, steps=2)
+    assert_same(local(train.train(tmp_path / "back", mesh, steps=3)), alone)
+    for width in (32, 128):  # A model of another width is refused.
+        message = rf"must hold float32\[{width}\] at '0.inner.bias.value'. Received: float32\[64\]. Build the model"
+        with pytest.raises(ValueError, match=message):
+            train.train(tmp_path / "back", mesh, steps=3, width=width)
 
 
 def test_other_optimizers_are_refused(tmp_path, monkeypatch):
