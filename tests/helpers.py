@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optax_kadam as ok
 
@@ -25,6 +26,11 @@ def golden(name):
 
 
 INPUTS = golden("inputs")
+
+
+def mostly_slow(cases, daily):
+    """The parameters of a test: all cases, of which those that `daily` does not choose are among the slow tests."""
+    return [pytest.param(*case, marks=() if daily(*case) else pytest.mark.slow) for case in cases]
 
 
 @contextlib.contextmanager

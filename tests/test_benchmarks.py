@@ -13,7 +13,7 @@ from benchmarks._hlo import aliased, collectives, copies_to_hbm, hbm_bytes, shap
 from benchmarks._race import Aim, Race, Spread
 from benchmarks._side_by_side import WARM_UP, Contender, Session
 
-from .helpers import keras_rules
+from .helpers import keras_rules, mostly_slow
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CONTENDERS = {
@@ -28,11 +28,7 @@ CONTENDERS = {
 
 # "leaves" starts a process for each contender; the steps of "rows" and "training" take long to compile.
 @pytest.mark.parametrize(
-    "question",
-    [
-        pytest.param(question, marks=[pytest.mark.slow] * (question in ("leaves", "rows", "training")))
-        for question in QUESTIONS
-    ],
+    "question", mostly_slow(zip(QUESTIONS), lambda question: question not in ("leaves", "rows", "training"))
 )
 @keras_rules()
 def test_every_question_is_measured_without_torch(

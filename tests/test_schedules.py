@@ -9,7 +9,7 @@ import pytest
 
 import optax_kadam as ok
 
-from .helpers import GOLDEN, golden, ulp
+from .helpers import GOLDEN, golden, mostly_slow, ulp
 
 GRID = json.loads((GOLDEN / "schedules.json").read_text())["k3j"]
 RECORDED = golden("schedules")
@@ -45,7 +45,7 @@ DIVIDING = [
 
 
 @pytest.mark.parametrize(
-    "steps_per_period", [7, 41, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (30, 47, 55, 61, 1000))]
+    "steps_per_period", mostly_slow(zip([7, 30, 41, 47, 55, 60, 61, 1000]), lambda steps: steps in (7, 41, 60))
 )
 @pytest.mark.parametrize(("name", "config"), DIVIDING)
 def test_jitted_is_eager_keras(name, config, steps_per_period):

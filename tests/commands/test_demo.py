@@ -14,20 +14,23 @@ import pytest
 from optax_kadam.__main__ import main
 from optax_kadam.commands._demo import _optax_recipe
 
+from ..helpers import keras_rules
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def demo(folder: Path, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `python -m optax_kadam` with the arguments, in the folder, as if the module `without` were not installed."""
-    code = (
-        "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_module('optax_kadam', run_name='__main__')"
-    )
-    start = ["-c", code, without] if without else ["-m", "optax_kadam"]
-    # The folder of the package, for where it is not installed; the width and the encoding, of a plain terminal.
-    here = str(Path(__file__).parents[2])
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": here, "COLUMNS": "80", "PYTHONUTF8": "1"}
-    command = [sys.executable, *start, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the demo in a folder of its own, as on a plain terminal, and return what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> str:
+        with keras_rules():
+            main(["demo", *arguments])
+        return capsys.readouterr().out
+
+    return run
 
 
 def distances(output: str) -> list[float]:
@@ -36,23 +39,22 @@ def distances(output: str) -> list[float]:
     return [float(share) for share in re.findall(r"(\S+)%", last_row)]
 
 
-def test_kadam_trains_as_keras_and_optax_does_not(tmp_path: Path):
-    result = demo(tmp_path, "demo", "--epochs", "2", "--epsilon", "1e-3", "--out", "plot.png")
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "plot.png").read_bytes().startswith(PNG_SIGNATURE)
-    assert all(name in result.stdout for name in ("Keras", "kadam", "optax.adam"))
-    kadam, optax = distances(result.stdout)
+def test_kadam_trains_as_keras_and_optax_does_not(demo):
+    output = demo("--epochs", "2", "--epsilon", "1e-3", "--out", "plot.png")
+    assert Path("plot.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert all(name in output for name in ("Keras", "kadam", "optax.adam"))
+    kadam, optax = distances(output)
     assert optax > 10, "optax.adam should be far off where epsilon is large, in percent"
     assert kadam < 1e-3 * optax
 
 
-def test_without_keras_kadam_is_the_reference(tmp_path: Path):
-    result = demo(tmp_path, "demo", "--epochs", "1", without="keras")
-    assert result.returncode == 0, result.stderr
-    (line,) = (line for line in result.stdout.splitlines() if "left out" in line)
+def test_without_keras_kadam_is_the_reference(demo, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "keras", None)
+    output = demo("--epochs", "1")
+    (line,) = (line for line in output.splitlines() if "left out" in line)
     assert line.startswith("Keras is left out, kadam is the reference: ")
-    assert len(distances(result.stdout)) == 1
-    assert (tmp_path / "kadam_demo.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert len(distances(output)) == 1
+    assert Path("kadam_demo.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,12 @@ def test_the_recipe_is_named_and_steps(hyperparameters: dict[str, float], name: 
 
 
 def test_missing_extras_are_named(tmp_path: Path):
-    result = demo(tmp_path, "demo", without="flax")
+    """The command itself, in a process of its own, as if Flax were not installed."""
+    code = "import runpy, sys; sys.modules['flax'] = None; runpy.run_module('optax_kadam', run_name='__main__')"
+    here = str(Path(__file__).parents[2])  # The package need not be installed.
+    environment = {**os.environ, "PYTHONPATH": here, "PYTHONUTF8": "1"}
+    command = [sys.executable, "-c", code, "demo"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
     assert "flax" in result.stderr and "pip install -e '.[demo]'" in result.stderr
     assert result.stderr.count("\n") == 1

@@ -18,7 +18,7 @@ from benchmarks._hlo import aliased, shapes
 from optax_kadam.embeddings import _catch_up
 from optax_kadam.embeddings._deferred import DeferredRows, deferred_rows
 
-from ..helpers import share
+from ..helpers import mostly_slow, share
 
 BETAS = [(0.9, 0.999), (0.9, 0.99), (0.9, 0.95), (0.95, 0.98), (0.99, 0.999), (0.0, 0.999)]
 
@@ -110,18 +110,22 @@ def check_errors(*arguments, **options):
         assert ours_of_all <= 1.3 * theirs_of_all, name
 
 
-@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("betas", mostly_slow(zip(BETAS), lambda betas: betas in ((0.9, 0.999), (0.9, 0.95))))
 def test_error_is_no_larger_than_that_of_the_float32_sweep(betas):
     check_errors(2000, 1000, ["jumps"], betas, [1e-8, 1.0])
 
 
-@pytest.mark.parametrize("schedule", ["staircase", "jumps"])
+@pytest.mark.parametrize("schedule", ["jumps", pytest.param("staircase", marks=pytest.mark.slow)])
 def test_weight_decay_is_the_dense_one(schedule):
     check_errors(500, 1000, [schedule], (0.9, 0.999), [1e-7], weight_decay=0.5)
 
 
-@pytest.mark.parametrize("weight_decay", [None, 0.5])
-@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize(
+    ("amsgrad", "weight_decay"),
+    mostly_slow(
+        itertools.product((False, True), (None, 0.5)), lambda amsgrad, weight_decay: amsgrad == bool(weight_decay)
+    ),
+)
 def test_what_is_read_is_the_dense_table_at_every_step(amsgrad, weight_decay):
     values, (indices, gradients) = zipf(40, rows=50, touched=4)
     rates = rates_of("cosine", 40)
@@ -155,6 +159,7 @@ def jitted(*arguments, **options):
     return DeferredRows(*(jax.jit(function) for function in deferred_rows(*arguments, **options)))
 
 
+@functools.cache
 def small():
     return jitted(0.1, epsilon=1e-3), jnp.arange(10.0).reshape(5, 2)
 
@@ -252,7 +257,7 @@ def test_it_is_kadam(amsgrad):
     assert amsgrad or optax.tree.get(table, "nu_max") is None
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_low_precision_tables_have_float32_moments(dtype):
     values, batches = zipf(300, rows=50)
     rates = rates_of("constant", 300)
@@ -263,8 +268,10 @@ def test_low_precision_tables_have_float32_moments(dtype):
     np.testing.assert_allclose(ours.astype(jnp.float32), p, atol=0.05 if dtype == "bfloat16" else 0.01)
 
 
-@pytest.mark.parametrize("shape", [(), (2, 3)])
-@pytest.mark.parametrize("row_shape", [(), (2, 2)])
+@pytest.mark.parametrize(
+    ("shape", "row_shape"),
+    mostly_slow(itertools.product(((), (2, 3)), ((), (2, 2))), lambda shape, row_shape: bool(shape) == bool(row_shape)),
+)
 def test_shapes_and_types_are_kept(shape, row_shape):
     table_of = jitted(0.1)
     table = table_of.init(np.ones((6, *row_shape), np.float32))

@@ -1,6 +1,7 @@
 """Tables divided over eight devices, by their rows or within them: the bits of one device, and no table gathered."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 import optax_kadam as ok
 from benchmarks._hlo import collectives, shapes
 
+from ..helpers import mostly_slow
 from .meshes import P, furthest, mesh_of, train
 
 FEATURES = {
@@ -22,11 +24,9 @@ FEATURES = {
 }
 ROWS, SIZE, IDS = 64, 8, 16
 LIES = {"by rows": P("data"), "within rows": P(None, "data")}
+AXIS_TYPES = AxisType.Auto, AxisType.Explicit
 # Beside other rows the compiler contracts other multiply-adds: 3.9e-9 measured within rows, 0 ULP by rows.
 BOUND = 1e-7
-every_lie = pytest.mark.parametrize("lie", LIES)
-every_batch = pytest.mark.parametrize("batch", [P(), P("data")], ids=["whole ids", "divided ids"])
-every_axis_type = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 
 
 def batch_of(seed):
@@ -54,9 +54,13 @@ def on_one_device(feature):
     return train(FEATURES[feature](), table_values(), ok.RowUpdates(*batch_of(0)))
 
 
-@every_axis_type
-@every_lie
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize(
+    ("feature", "lie", "axis_type"),
+    mostly_slow(
+        itertools.product(FEATURES, LIES, AXIS_TYPES),
+        lambda feature, lie, axis_type: (lie == "by rows") == (axis_type is AxisType.Explicit),
+    ),
+)
 def test_row_updates(feature, lie, axis_type):
     put = put_on(axis_type)
     table, gradient = put(table_values(), LIES[lie]), ok.RowUpdates(*(put(x, P("data")) for x in batch_of(0)))
@@ -68,8 +72,8 @@ def test_row_updates(feature, lie, axis_type):
     assert gathers_no_table(text)
 
 
-@every_axis_type
-@every_lie
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+@pytest.mark.parametrize("lie", LIES)
 def test_looking_up_rows(lie, axis_type):
     put = put_on(axis_type)
     ids, _ = batch_of(0)
@@ -80,9 +84,15 @@ def test_looking_up_rows(lie, axis_type):
         assert furthest(found, expected) <= 5e-7
 
 
-@every_batch
-@every_axis_type
-@every_lie
+@pytest.mark.parametrize(
+    ("lie", "axis_type", "batch"),
+    mostly_slow(
+        itertools.product(LIES, AXIS_TYPES, (P(), P("data"))),
+        lambda lie, axis_type, batch: (
+            (lie, axis_type, batch) in (("by rows", AxisType.Explicit, P()), ("within rows", AxisType.Auto, P("data")))
+        ),
+    ),
+)
 def test_deferred_rows(lie, axis_type, batch):
     put = put_on(axis_type)
     rows_of = ok.deferred_rows(0.01, amsgrad=True, weight_decay=0.1)
