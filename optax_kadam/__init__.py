@@ -1,15 +1,41 @@
-"""Keras's Adam for JAX: exact to the bit, as optax transformations."""
+"""Keras's Adam for JAX: exact to the bit, as optax transformations.
+
+**The optimizers.** `kadam` and `kadamw` take Keras's arguments and are used as any optax transformation is:
+
+    tx = kadamw(learning_rate=schedules.CosineDecay(1e-3, 10_000), clipnorm=1.0)
+    state = tx.init(params)
+    updates, state = tx.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+
+`averaged_params` reads the average of `use_ema=True`; `dynamic_loss_scale` is Keras's `LossScaleOptimizer`;
+`schedules` has Keras's six; `zero1_shardings` divides the state over the data axis of a mesh.
+
+**The parts**, for a chain of one's own: `scale_by_kadam`, `clip_by_value`, `clip_by_norm`, `clip_by_global_norm`.
+
+**Keras's files.** `load_keras` reads a training, a `KerasTraining`, `save_keras` writes one; `from_config` and
+`to_config` do so with the configuration of an optimizer.
+
+**Tables.** `RowUpdates` is the gradient of some rows, `value_and_row_grad` takes it, and `add_gradients`,
+`scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps tables whose step costs the rows
+that it touches.
+"""
 
 from optax_kadam import schedules as schedules
 from optax_kadam._gradients import RowUpdates as RowUpdates
-from optax_kadam._gradients import value_and_row_grad as value_and_row_grad
+from optax_kadam._hyperparameter import Hyperparameter as Hyperparameter
+from optax_kadam._hyperparameter import Schedule as Schedule
 from optax_kadam._kadam import kadam as kadam
 from optax_kadam._kadam import kadamw as kadamw
-from optax_kadam._mesh import zero1_shardings as zero1_shardings
+from optax_kadam._zero1 import zero1_shardings as zero1_shardings
 from optax_kadam.config._config import from_config as from_config
 from optax_kadam.config._config import to_config as to_config
 from optax_kadam.embeddings._deferred import DeferredRows as DeferredRows
 from optax_kadam.embeddings._deferred import deferred_rows as deferred_rows
+from optax_kadam.embeddings._row_gradients import add_gradients as add_gradients
+from optax_kadam.embeddings._row_gradients import global_norm as global_norm
+from optax_kadam.embeddings._row_gradients import scale_gradients as scale_gradients
+from optax_kadam.embeddings._row_gradients import value_and_row_grad as value_and_row_grad
+from optax_kadam.embeddings._table import DeferredTable as DeferredTable
 from optax_kadam.keras_files._save import save_keras as save_keras
 from optax_kadam.keras_files._training import KerasTraining as KerasTraining
 from optax_kadam.keras_files._training import load_keras as load_keras
@@ -17,7 +43,6 @@ from optax_kadam.stages._adam import ScaleByKadamState as ScaleByKadamState
 from optax_kadam.stages._adam import scale_by_kadam as scale_by_kadam
 from optax_kadam.stages._clip import clip_by_global_norm as clip_by_global_norm
 from optax_kadam.stages._clip import clip_by_norm as clip_by_norm
-from optax_kadam.stages._clip import clip_by_norms as clip_by_norms
 from optax_kadam.stages._clip import clip_by_value as clip_by_value
 from optax_kadam.stages._ema import averaged_params as averaged_params
 from optax_kadam.stages._loss_scale import dynamic_loss_scale as dynamic_loss_scale

@@ -6,16 +6,16 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
 from optax_kadam._kadam import kadam
 from optax_kadam.config._parse import parse
 
-# The arguments of `kadam` that have a flag, which takes its name and its default from there.
+# The arguments of `kadam` that have a flag, with the help of the flag. Name and default are those of the argument.
 _HYPERPARAMETERS = {
     "learning_rate": "size of a step",
     "beta_1": "decay of the first moment",
@@ -28,7 +28,7 @@ _HYPERPARAMETERS = {
     "global_clipnorm": "largest norm of all gradients together",
 }
 _RESTORING = """\
-It restores so, for a model whose modules are called as Keras's layers (else: --rename):
+To restore it, for a model whose modules are called as Keras's layers (otherwise use --rename):
 
   import orbax.checkpoint as ocp, optax_kadam as ok
   checkpointer = ocp.StandardCheckpointer()
@@ -46,22 +46,22 @@ nnx.to_pure_dict(nnx.state(model, nnx.Param)) and nnx.to_pure_dict(nnx.state(mod
   leaves = jax.tree.leaves(restored["opt_state"])
   optimizer.opt_state = jax.tree.unflatten(jax.tree.structure(optimizer.opt_state), leaves)
 
-What Keras did not train, frozen layers too, is in non_trainable. Where FILE holds no optimizer configuration and
---config gives none, build tx with the arguments that Keras's optimizer had.
+What Keras did not train is in non_trainable, frozen layers too. If FILE holds no optimizer configuration and
+--config gives none, build tx with the arguments of Keras's optimizer.
 """
-_IMAGES = 1797  # The number of scikit-learn's digits: a larger batch could not be filled.
+_IMAGES = 1797  # scikit-learn's digits are so many: a larger batch cannot be filled.
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, without the usage."""
+    """A parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2."""
+        """Print `message`, and leave with exit code 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that `argv`, by default the command line, names."""
+    """Run the command that is named by `argv`, or by the command line if `argv` is None."""
     parser = _Parser(prog="python -m optax_kadam", description="Keras's Adam for JAX, exact to the bit.")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands.add_parser("demo", help="train a digits classifier with Keras, kadam and optax, and compare"))
@@ -83,7 +83,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     for flag, default, low, high, meaning in (
         ("--epochs", 20, 1, None, "how often all images are seen"),
         ("--batch-size", 32, 1, _IMAGES, "images to a step"),
-        ("--seed", 0, 0, None, "of the initial weights and of the shuffling"),
+        ("--seed", 0, 0, None, "seed of the initial weights and of the shuffling"),
     ):
         kind, shown = _integer(low, high), f"{meaning} (default: {default})"
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=shown)
@@ -111,7 +111,7 @@ def _run_demo(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Show the optimizer, and the variables with the norms of weights and moments (in float64)."
+    parser.description = "Show the optimizer, and the variables with the norms (in float64) of weights and moments."
     _add_file(parser)
     parser.set_defaults(run=lambda arguments: _run_inspect(parser, arguments))
 
@@ -123,7 +123,7 @@ def _run_inspect(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         text = _inspect.describe(arguments.file, arguments.config)
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # Of `| head`, which has seen enough; Python would complain once more when it exits.
+    except BrokenPipeError:  # `| head` closes the pipe; without this, Python complains again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -151,12 +151,14 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     rename = dict(arguments.rename)
     if len(rename) < len(arguments.rename):
-        parser.error("argument --rename: must name each part of Keras's paths once.")
+        parts = [part for part, _ in arguments.rename]
+        repeated = next(part for part in parts if parts.count(part) > 1)
+        parser.error(f"argument --rename: must name each part of Keras's paths once. Received: {repeated!r} twice.")
     try:
         from optax_kadam.commands import _convert
     except ImportError as error:
         parser.error(f"{error}. Install what convert needs: pip install -e '.[convert]'")
-    jax.config.update("jax_platforms", "cpu")  # An accelerator may be too small for it, or another program's.
+    jax.config.update("jax_platforms", "cpu")  # An accelerator may be too small, or in use.
     with _refusing(parser):
         summary = _convert.convert(arguments.file, arguments.out, arguments.config, rename)
     print(summary)
@@ -166,7 +168,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="what Keras saved, of any format that load_keras reads")
     parser.add_argument(
         "--config",
-        type=_optimizer_config,
+        type=_config_file,
         metavar="JSON",
         help="file of the optimizer's get_config(), for formats that do not hold it (.weights.h5, checkpoints)",
     )
@@ -174,15 +176,15 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def _refusing(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Say in one line what is wrong with a file."""
+    """Turn an error about a file into one line on stderr and exit code 2."""
     try:
         yield
     except (ImportError, OSError, TypeError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
 
 
-def _optimizer_config(text: str) -> dict[str, Any]:
-    """Return the optimizer's configuration in the JSON file at the path."""
+def _config_file(text: str) -> Mapping[str, object]:
+    """Return the configuration of an optimizer in the JSON file whose path is `text`."""
     try:
         config = json.loads(Path(text).read_bytes())
         parse(config)
@@ -194,15 +196,15 @@ def _optimizer_config(text: str) -> dict[str, Any]:
 
 
 def _renaming(text: str) -> tuple[str, str]:
-    """Return both sides of KERAS=HERE."""
-    there, _, here = text.partition("=")
-    if not there or not here:
+    """Return both sides of `KERAS=HERE`."""
+    keras_name, _, new_name = text.partition("=")
+    if not keras_name or not new_name:
         raise argparse.ArgumentTypeError(f"must be KERAS=HERE. Received: {text!r}.")
-    return there, here
+    return keras_name, new_name
 
 
 def _integer(low: int, high: int | None) -> Callable[[str], int]:
-    """Return the argument type of the integers from `low` to `high`."""
+    """Return the function that reads an integer from `low` to `high`; None is no bound."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
@@ -214,7 +216,7 @@ def _integer(low: int, high: int | None) -> Callable[[str], int]:
 
 
 def _writable_png(text: str) -> Path:
-    """Return the path if a PNG can be written there, which only an attempt can tell."""
+    """Return the path `text` if a PNG can be written there. Only trying to write tells."""
     path = Path(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"must end in .png. Received: {text!r}.")

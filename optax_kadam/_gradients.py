@@ -1,22 +1,30 @@
-"""Gradients of a few rows of a table.
+"""What may stand in a tree of gradients: an array, None, or the gradient of some rows of a table.
 
-The gradient of a lookup is zero but for the rows that were looked up. `RowUpdates` holds those alone, and may stand in
-a tree of gradients where the dense gradient would: the result is the dense one, to which every row belongs, for Keras's
-sparse Adam moves the rows without a gradient too, on their momentum.
+The gradient of a lookup is zero but for the rows that were looked up. `RowUpdates` holds those alone, and may stand
+where the dense gradient would: the result is the dense one, to which every row belongs, for Keras's sparse Adam moves
+the rows without a gradient too, on their momentum.
+
+`accept` stands at the outermost door of each transformation. Behind it there are floating-point JAX arrays, None, and
+`Rows`, the one normal form of what came as `RowUpdates` or as JAX's `BCOO`.
 
 Source: `_resource_apply_sparse_duplicate_indices` in `tf_keras/src/optimizers/legacy/optimizer_v2.py` (2.21).
 """
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
 from optax_kadam import _check
-from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
+from optax_kadam._mesh import in_auto_axes, spec_of
+
+# A tree, or a node of one. optax types trees as unions so wide that nothing can be taken out of them.
+Tree: TypeAlias = Any
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -26,6 +34,9 @@ class RowUpdates:
     A row that is named more than once has the sum of its values as gradient. An index that is negative, or past the end
     of the table, is padding: what belongs to it is ignored. Indices are not looked at when they are traced, so that one
     out of range cannot raise: it is padding.
+
+    `jax.tree.map` and `jax.lax.pmean` go over the indices too, and ruin them: `add_gradients`, `scale_gradients` and
+    `global_norm` go over trees of gradients instead.
 
     Args:
       indices: integers, of any shape, such as a batch of token ids.
@@ -47,183 +58,225 @@ class RowUpdates:
        [1.  1. ]]
     """
 
-    def __init__(self, indices: jax.Array, values: jax.Array):
-        self.indices, self.values, self.prepared = jnp.asarray(indices), jnp.asarray(values), ""
-        if not jnp.issubdtype(self.indices.dtype, jnp.integer):
-            raise TypeError(
-                f"`indices` must be integers. Received: {self.indices.dtype.name}{list(self.indices.shape)}. "
-                "Convert them with `astype(jnp.int32)`."
-            )
-        if not jnp.issubdtype(self.values.dtype, jnp.floating):
-            raise TypeError(f"`values` must be floating-point numbers. Received: {self.values.dtype.name}.")
+    def __init__(self, indices: jax.typing.ArrayLike, values: jax.typing.ArrayLike):
+        self.indices, self.values = jnp.asarray(indices), jnp.asarray(values)
+        _check_dtypes(self)
         if self.values.shape[: self.indices.ndim] != self.indices.shape:
             raise ValueError(
                 f"`values` must have the shape of `indices` and then of a row. Received: values of shape "
                 f"{self.values.shape} for indices of shape {self.indices.shape}."
             )
 
+    def __iter__(self) -> Iterator[jax.Array]:
+        """Yield the indices, then the values: an iterable of arrays is one of optax's `Updates` to a type checker."""
+        return iter((self.indices, self.values))
+
     def __repr__(self) -> str:
         return f"RowUpdates(indices={self.indices!r}, values={self.values!r})"
 
-    def tree_flatten_with_keys(self) -> tuple[Any, str]:
-        """Return the arrays, and what is known of them."""
-        keys = jax.tree_util.GetAttrKey("indices"), jax.tree_util.GetAttrKey("values")
-        return ((keys[0], self.indices), (keys[1], self.values)), self.prepared
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[object, jax.Array], ...], None]:
+        """Return the two arrays under their names."""
+        names = jax.tree_util.GetAttrKey("indices"), jax.tree_util.GetAttrKey("values")
+        return ((names[0], self.indices), (names[1], self.values)), None
 
     @classmethod
-    def tree_unflatten(cls, prepared: str, children: Any) -> "RowUpdates":
+    def tree_unflatten(cls, _: None, children: Sequence[Tree]) -> "RowUpdates":
         """Return it without the checks: a transformation may hold anything in the place of an array."""
         updates = object.__new__(cls)
         updates.indices, updates.values = children
-        updates.prepared = prepared  # "", "masked": without padding, or "summed": without duplicates either.
         return updates
 
 
-def value_and_row_grad(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, RowUpdates]]:
-    """`jax.value_and_grad` with respect to a table of which the function uses a few rows, and only their gradient.
+class Rows(NamedTuple):
+    """The normal form of a gradient of rows: those of padding are zeros, and their indices one past the end."""
+
+    indices: jax.Array  # shape=(n,), dtype=int32, or int64 for a table of more than 2**31 rows.
+    values: jax.Array  # shape=(n, *row_shape).
+
+
+def accept(
+    inner: optax.GradientTransformationExtraArgs, *, distinct: bool = True, scope: str | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Bring what is handed to `inner` into normal form, or refuse it: gradients, and parameters that are not JAX's.
 
     Args:
-      function: from rows, and any further arguments, to a scalar.
+      inner: a transformation of arrays, None and `Rows`.
+      distinct: whether the rows of a gradient are summed up, so that each index stands once; see `sum_duplicates`.
+      scope: the `jax.named_scope` of the update.
 
     Returns:
-      A function of `(table, indices, *arguments)`, which looks up the rows and returns the value of
-      `function(rows, *arguments)` and its gradient: `RowUpdates` for the table. The rows of padding are zero.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> table, ids = jnp.arange(6.0).reshape(3, 2), jnp.array([2, 0, 2])
-      >>> loss, gradient = value_and_row_grad(lambda rows, target: jnp.sum((rows - target) ** 2))(table, ids, 1.0)
-      >>> print(loss, gradient.indices, gradient.values[0])
-      51.0 [2 0 2] [6. 8.]
+      A transformation of what users have. `Rows` that leave `inner` are `RowUpdates` again.
     """
 
-    def value_and_gradient(table: jax.Array, indices: jax.Array, *arguments: Any) -> tuple[jax.Array, RowUpdates]:
-        indices = jnp.asarray(indices)
-        look_up = lambda table, indices: table.at[indices].get(mode="fill", fill_value=0)  # noqa: E731
-        rows = in_auto_axes(look_up, spec_of_rows(table, indices), table, _within(indices, len(table)))
-        value, gradient = jax.value_and_grad(function)(rows, *arguments)
-        return value, RowUpdates(indices, gradient)
+    def init_fn(params: optax.Params) -> optax.OptState:
+        _check.floating_leaves("params", params)
+        return inner.init(params)
 
-    return value_and_gradient
+    def update_fn(
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, params = arrays_of(updates), jax.tree.map(_as_jax, params)
+        has_rows = any(isinstance(leaf, RowUpdates) for leaf in jax.tree.leaves(updates, is_leaf=is_rows))
+        if has_rows:
+            updates = _with_normal_rows(updates, params)
+        if distinct:
+            updates = sum_duplicates(updates, params)
+        updates, state = inner.update(updates, state, params, **extra_args)
+        return _with_row_updates(updates) if has_rows else updates, state
+
+    named_update = update_fn if scope is None else jax.named_scope(scope)(update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, named_update)
 
 
-def is_rows(gradient: Any) -> bool:
-    """Tell whether it is the gradient of some rows, ours or JAX's."""
-    return isinstance(gradient, RowUpdates) or _is_bcoo(gradient)
+def arrays_of(updates: optax.Updates) -> optax.Updates:
+    """Return the gradients as JAX arrays, None and `RowUpdates`, or raise if one is not of floating-point numbers."""
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=is_gradient)
+    leaves = [_from_bcoo(leaf) if _is_bcoo(leaf) else _as_jax(leaf) for leaf in leaves]
+    for leaf in leaves:
+        if isinstance(leaf, RowUpdates):
+            _check_dtypes(leaf)
+        elif leaf is not None and not (isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            _check.floating_leaves("gradients", updates, is_leaf=is_rows)
+    return jax.tree.unflatten(treedef, leaves)
 
 
-def _is_bcoo(gradient: Any) -> bool:
-    """Tell JAX's `BCOO` by what it has: importing it takes longer than all the rest."""
-    return hasattr(gradient, "n_sparse")
+def is_rows(node: object) -> bool:
+    """Return whether a node of a tree is a gradient of rows, in whatever form."""
+    return isinstance(node, (RowUpdates, Rows)) or _is_bcoo(node)
 
 
 def map_values(function: Callable[[jax.Array], jax.Array], updates: optax.Updates) -> optax.Updates:
-    """`jax.tree.map` that leaves indices alone."""
+    """Return `jax.tree.map(function, updates)`, which leaves the indices of rows as they are."""
 
-    def apply(gradient: Any) -> Any:
-        gradient = _from_bcoo(gradient) if _is_bcoo(gradient) else gradient
-        if not isinstance(gradient, RowUpdates):
-            return function(gradient)
-        return RowUpdates.tree_unflatten(gradient.prepared, (gradient.indices, function(gradient.values)))
+    def apply(gradient: Tree) -> Tree:
+        if isinstance(gradient, RowUpdates):
+            return RowUpdates.tree_unflatten(None, (gradient.indices, function(gradient.values)))
+        return gradient._replace(values=function(gradient.values)) if is_rows(gradient) else function(gradient)
 
     return jax.tree.map(apply, updates, is_leaf=is_rows)
 
 
 def values_of(updates: optax.Updates) -> list[jax.Array]:
-    """Return the gradients without indices."""
-    leaves = jax.tree.leaves(updates, is_leaf=is_rows)
-    return [leaf.values if isinstance(leaf, RowUpdates) else leaf.data if _is_bcoo(leaf) else leaf for leaf in leaves]
+    """Return the arrays of the gradients, without the indices of rows."""
+    return [leaf.values if is_rows(leaf) else leaf for leaf in jax.tree.leaves(updates, is_leaf=is_rows)]
 
 
-def prepare_rows(updates: optax.Updates, params: optax.Params | None, *, summed: bool = True) -> optax.Updates:
-    """Return the gradients with their rows freed of padding, and of duplicates if `summed`.
-
-    Raises:
-      ValueError: if there are rows and no parameters, or indices or rows that do not fit the parameter.
-    """
-    if not any(map(is_rows, jax.tree.leaves(updates, is_leaf=is_rows))):
+def sum_duplicates(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    """Return the gradients with each index of `Rows` once, in order, and padding after them."""
+    if not any(isinstance(leaf, Rows) for leaf in jax.tree.leaves(updates, is_leaf=is_rows)):
         return updates
-    _check.params_given(params, "a gradient of rows", "needs to know how many rows there are")
 
-    def prepare(gradient: Any, param: Any) -> Any:
-        if not is_rows(gradient) or getattr(gradient, "prepared", ""):  # A stage outside has chosen.
+    def summed(gradient: Tree, param: Tree) -> Tree:
+        if not isinstance(gradient, Rows):
             return gradient
-        return summed_rows(gradient, param.shape) if summed else _masked_rows(gradient, param.shape)
+        sum_up = functools.partial(distinct_rows, count=param.shape[0])
+        return in_auto_axes(sum_up, _specs_of(gradient.values, 1), gradient)
 
-    return jax.tree.map(prepare, updates, params, is_leaf=lambda node: node is None or is_rows(node))
-
-
-def accept_rows(inner: optax.GradientTransformationExtraArgs, *, summed: bool) -> optax.GradientTransformationExtraArgs:
-    """Prepare the rows among the gradients for the stages of `inner`."""
-
-    def update_fn(updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        return inner.update(prepare_rows(updates, params, summed=summed), state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+    return jax.tree.map(summed, updates, params, is_leaf=lambda node: node is None or is_rows(node))
 
 
-def summed_rows(gradient: Any, shape: tuple[int, ...]) -> RowUpdates:
-    """Return the gradient with each row once, in order; the rest is padding: one past the end, with zeros."""
-    masked = _masked_rows(gradient, shape)
-    if masked.prepared == "summed":
-        return masked
+def distinct_rows(rows: Rows, count: int, also: jax.Array | None = None) -> Rows:
+    """Return the rows of a table of `count` with each index once, in order; the rest is padding.
 
-    def add_up(masked: RowUpdates) -> RowUpdates:
-        size = masked.indices.size
-        indices, places = jnp.unique(masked.indices, size=size, fill_value=shape[0], return_inverse=True)
-        values = jax.ops.segment_sum(masked.values, places.reshape(-1), num_segments=size)
-        return RowUpdates.tree_unflatten("summed", (indices, values))
-
-    return in_auto_axes(add_up, _specs_of_rows("summed", masked), masked)
+    The indices of `also` are among them, and add zeros.
+    """
+    indices = rows.indices if also is None else jnp.concatenate([rows.indices, also])
+    found, places = jnp.unique(indices, size=indices.size, fill_value=count, return_inverse=True)
+    places = places.reshape(-1)[: rows.indices.size]
+    return Rows(found, jax.ops.segment_sum(rows.values, places, num_segments=indices.size))
 
 
-def _masked_rows(gradient: Any, shape: tuple[int, ...]) -> RowUpdates:
-    """Return the gradient with indices in one axis, those of padding one past the end, and zeros in its rows."""
-    gradient = _from_bcoo(gradient) if _is_bcoo(gradient) else gradient
-    if gradient.prepared:
-        return gradient
-    check_rows(gradient, shape)
-
-    def mask(gradient: RowUpdates) -> RowUpdates:
-        indices = _within(gradient.indices.reshape(-1), shape[0])
-        values = gradient.values.reshape(-1, *shape[1:])
-        is_padding = (indices == shape[0]).reshape(-1, *(1 for _ in shape[1:]))
-        values = jnp.where(is_padding, jnp.zeros((), values.dtype), values)
-        return RowUpdates.tree_unflatten("masked", (indices, values))
-
-    return in_auto_axes(mask, _specs_of_rows("masked", gradient), gradient)
-
-
-def _specs_of_rows(prepared: str, gradient: RowUpdates) -> RowUpdates:
-    """How rows lie on a mesh that have been sorted: all on every device, each divided as it was."""
-    whole, of_row = PartitionSpec(), spec_of(gradient.values)[gradient.indices.ndim :]
-    return RowUpdates.tree_unflatten(prepared, (whole, PartitionSpec(None, *of_row)))
-
-
-def check_rows(gradient: RowUpdates, shape: tuple[int, ...]) -> None:
-    """Raise if the gradient is not one of rows of a table of this shape."""
-    row_shape = gradient.values.shape[gradient.indices.ndim :]
-    if not shape or row_shape != tuple(shape[1:]):
-        raise ValueError(
-            f"The rows of a gradient must have the shape of the table's. Received: rows of shape {row_shape} for a "
-            f"table of shape {tuple(shape)}."
+def check_indices(indices: jax.Array, count: int | None = None) -> None:
+    """Raise if `indices` are not integers, of a dtype that can name each of `count` rows."""
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(
+            f"`indices` must be integers. Received: {indices.dtype.name}{list(indices.shape)}. Convert them with "
+            "`astype(jnp.int32)`; if `jax.tree.map` or `jax.lax.pmean` went over a gradient of rows, indices and all, "
+            "use `ok.scale_gradients` and `ok.add_gradients` in its place."
         )
-    largest = jnp.iinfo(gradient.indices.dtype).max
-    if shape[0] - 1 > largest:
+    largest = jnp.iinfo(indices.dtype).max
+    if count is not None and count - 1 > largest:
         raise ValueError(
-            f"`indices` must be of a dtype that reaches every row. Received: {gradient.indices.dtype.name}, which ends "
-            f"at {largest}, for a table of {shape[0]} rows. Convert them with `astype(jnp.int32)`."
+            f"`indices` must be of a dtype that reaches every row. Received: {indices.dtype.name}, which ends at "
+            f"{largest}, for a table of {count} rows. Convert them with `astype(jnp.int32)`."
         )
 
 
-def _within(indices: jax.Array, count: int) -> jax.Array:
+def within(indices: jax.Array, count: int) -> jax.Array:
     """Return the indices with those of padding one past the end: JAX would count negative ones from there."""
     dtype = jnp.int32 if count < 2**31 else jnp.int64
     is_inside = (indices >= 0) & (indices < min(count, jnp.iinfo(indices.dtype).max + 1))
     return jnp.where(is_inside, indices.astype(dtype), jnp.asarray(count, dtype))
 
 
-def _from_bcoo(gradient: Any) -> RowUpdates:
+def _with_normal_rows(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    _check.params_given(params, "a gradient of rows", "needs to know how many rows there are")
+    _check.same_trees({"gradient": updates}, {"params": params})
+
+    def normal(gradient: Tree, param: Tree) -> Tree:
+        if not isinstance(gradient, RowUpdates):
+            return gradient
+        return normal_rows(gradient, param.shape)
+
+    return jax.tree.map(normal, updates, params, is_leaf=lambda node: node is None or is_rows(node))
+
+
+def normal_rows(gradient: RowUpdates, shape: tuple[int, ...]) -> Rows:
+    """Return the normal form of a gradient of rows of a table of this shape, or raise if it is none."""
+    row_shape = gradient.values.shape[gradient.indices.ndim :]
+    if not shape or row_shape != tuple(shape[1:]):
+        raise ValueError(
+            f"The rows of a gradient must have the shape of the table's. Received: rows of shape {row_shape} for a "
+            f"table of shape {tuple(shape)}."
+        )
+    check_indices(gradient.indices, shape[0])
+
+    def flat(indices: jax.Array, values: jax.Array) -> Rows:
+        indices = within(indices.reshape(-1), shape[0])
+        values = values.reshape(-1, *row_shape)
+        is_padding = (indices == shape[0]).reshape(-1, *(1 for _ in row_shape))
+        return Rows(indices, jnp.where(is_padding, jnp.zeros((), values.dtype), values))
+
+    specs = _specs_of(gradient.values, gradient.indices.ndim)
+    return in_auto_axes(flat, specs, gradient.indices, gradient.values)
+
+
+def _specs_of(values: jax.Array, index_axes: int) -> Rows:
+    """Return how rows lie on a mesh once they are sorted: all on every device, each divided as it was."""
+    return Rows(PartitionSpec(), PartitionSpec(None, *spec_of(values)[index_axes:]))  # pyright: ignore
+
+
+def _with_row_updates(updates: optax.Updates) -> optax.Updates:
+    def public(node: Tree) -> Tree:
+        return RowUpdates.tree_unflatten(None, node) if isinstance(node, Rows) else node
+
+    return jax.tree.map(public, updates, is_leaf=is_rows)
+
+
+def _check_dtypes(gradient: RowUpdates) -> None:
+    check_indices(gradient.indices)
+    if not jnp.issubdtype(gradient.values.dtype, jnp.floating):
+        raise TypeError(
+            f"`values` must be floating-point numbers. Received: {gradient.values.dtype.name}. Convert them with "
+            "`astype` to the dtype of the table."
+        )
+
+
+def is_gradient(node: object) -> bool:
+    """Return whether a node of a tree is one gradient that is no array: None, or a gradient of rows."""
+    return node is None or is_rows(node)
+
+
+def _is_bcoo(node: object) -> bool:
+    """Return whether a node is JAX's `BCOO`, told by what it has: importing it takes longer than all the rest."""
+    return hasattr(node, "n_sparse")
+
+
+def _as_jax(leaf: Tree) -> Tree:
+    return jnp.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+
+
+def _from_bcoo(gradient: Tree) -> RowUpdates:
     if gradient.n_batch or gradient.n_sparse != 1:
         raise ValueError(
             "A BCOO gradient must be sparse in its rows alone: n_batch=0, n_sparse=1. "

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,16 @@ from jax.experimental import io_callback
 
 from optax_kadam import _check
 
-Hyperparameter = float | jax.Array | Callable[..., jax.typing.ArrayLike]
+# From the step, counted from 0, or from nothing, to a number.
+Schedule = Callable[[jax.Array], jax.typing.ArrayLike] | Callable[[], jax.typing.ArrayLike]
+Hyperparameter = float | jax.Array | Schedule
 
 
-def takes_no_argument(function: Callable[..., Any]) -> bool:
-    """Tell a callable to be asked, as Keras has it, from a schedule, which takes the step.
+def takes_no_argument(function: Callable[..., jax.typing.ArrayLike]) -> bool:
+    """Return whether `function` can be called without arguments.
 
-    What can be called without an argument is asked, so that `lambda rate=rate: rate` is not mistaken for a schedule;
-    what has no readable signature, or takes `*args`, is a schedule.
+    Keras calls such a function at every step; any other one is a schedule of the step. So `lambda rate=rate: rate` is
+    no schedule, and what has no readable signature, or takes `*args`, is one.
     """
     try:
         signature = inspect.signature(function)
@@ -28,21 +29,30 @@ def takes_no_argument(function: Callable[..., Any]) -> bool:
     return all(p.kind is not inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
 
 
-def ask(function: Callable[[], jax.typing.ArrayLike]) -> jax.Array:
-    """Ask the host for the value of a callable without arguments, as a float32; under `jit` at every run."""
-    shape = jax.ShapeDtypeStruct((), jnp.float32)
-    return io_callback(lambda: np.asarray(function(), np.float32).reshape(()), shape)
-
-
-def at_step(name: str, value: Hyperparameter, *bounds: tuple[str, float]) -> Callable[[jax.Array], float | jax.Array]:
+def at_step(
+    name: str, value: float | jax.Array | Callable[..., jax.typing.ArrayLike], *bounds: tuple[str, float]
+) -> Callable[[jax.Array], float | jax.Array]:
     """Return the function from a step to the value of the hyperparameter `name`; `bounds` are those of a number.
 
     A number stays a Python float, so that arithmetic on it is in double precision and rounds once where it meets an
-    array, as in Keras. What a schedule or a callable gives is a float32.
+    array, as in Keras. What a schedule or a callable gives is a float32; a callable is asked on the host, under `jit`
+    at every run.
     """
     if not callable(value):
         constant = _check.number(name, value, *bounds, remedy="A schedule or a callable without arguments will do too.")
         return lambda step: constant
     if takes_no_argument(value):
-        return lambda step: ask(value)
-    return lambda step: jnp.asarray(value(step)).astype(jnp.float32)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        return lambda step: io_callback(lambda: np.asarray(_number(name, value()), np.float32), scalar)
+    return lambda step: jnp.asarray(_number(name, value(step))).astype(jnp.float32)
+
+
+def _number(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """Return what a schedule or a callable gave, if it is one number."""
+    dtype = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
+    if np.shape(value) or not jnp.issubdtype(dtype, jnp.number):
+        raise ValueError(
+            f"`{name}` must be a scalar at every step, where it is a schedule or a callable. "
+            f"Received: {dtype.name}{list(np.shape(value))}. Return one number."
+        )
+    return value

@@ -1,24 +1,25 @@
 """`kadam` and `kadamw`: Keras's Adam and AdamW, assembled from the parts in Keras's order."""
 
-from typing import Any, TypeGuard
-
 import jax
 import optax
+from jax.typing import DTypeLike
 
-from optax_kadam import _check
-from optax_kadam._gradients import accept_rows
+from optax_kadam import _call, _check, _generations
+from optax_kadam._generations import Generation
+from optax_kadam._gradients import Tree, accept, sum_duplicates
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam.stages._accumulate import accumulate_gradients
-from optax_kadam.stages._adam import scale_by_kadam
-from optax_kadam.stages._clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from optax_kadam.stages._adam import adam
+from optax_kadam.stages._clip import limit_global_norm, limit_norms, limit_values
 from optax_kadam.stages._ema import average_params
 from optax_kadam.stages._learning_rate import with_learning_rate
 from optax_kadam.stages._loss_scale import unscale
-from optax_kadam.stages._weight_decay import decay_weights
+from optax_kadam.stages._weight_decay import Mask, decay_weights
 
 Number = float | jax.Array
 
 
+@_call.named
 def kadam(
     learning_rate: Hyperparameter = 0.001,
     beta_1: Hyperparameter = 0.9,
@@ -36,12 +37,12 @@ def kadam(
     gradient_accumulation_steps: int | None = None,
     name: str | None = "adam",
     *,
-    generation: str = "keras3",
-    weight_decay_mask: Any = None,
+    generation: Generation = "keras3",
+    weight_decay_mask: Mask | None = None,
     decay: float | None = None,
     adaptive_epsilon: bool = False,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keras's Adam, to the bit, as an optax transformation.
@@ -111,39 +112,40 @@ def kadam(
     References:
       Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, end of section 2; `keras/src/optimizers/adam.py` (Keras 3.15).
     """
-    is_keras3, is_legacy = _check.generation(generation) == "keras3", generation == "legacy"
+    rules = _generations.rules_of(generation)
     _check.boolean("use_ema", use_ema)
-    _check.axis_names(axis_name)
     if not (name is None or isinstance(name, str)):
         raise TypeError(f"`name` must be a string or None. Received: name={name!r}.")
-    _check_known_to(
+    accumulates = _is_on(gradient_accumulation_steps)
+    _generations.check_known(
         generation,
         weight_decay=weight_decay,
         use_ema=use_ema or None,
         loss_scale_factor=loss_scale_factor,
-        gradient_accumulation_steps=gradient_accumulation_steps if _is_on(gradient_accumulation_steps) else None,
+        gradient_accumulation_steps=gradient_accumulation_steps if accumulates else None,
         decay=decay,
         adaptive_epsilon=adaptive_epsilon or None,
     )
-    if not _is_on(gradient_accumulation_steps):
-        micro_steps = 1
+    if accumulates:
+        remedy = "Use None for no accumulation."
+        micro_steps = _check.integer("gradient_accumulation_steps", gradient_accumulation_steps, 2, remedy)
     else:
-        micro_steps = _check.integer(
-            "gradient_accumulation_steps", gradient_accumulation_steps, 2, "Use None for no accumulation."
-        )
-    if is_legacy and not _is_on(epsilon):
+        micro_steps = 1
+    if rules.zero_epsilon_is_default and not _is_on(epsilon):
         epsilon = 1e-7
+    # Keras 3 sees the rows of a table summed up; the two older clip them as they come.
+    summed = None if rules.rows_are_summed_first else optax.stateless(sum_duplicates)
 
     step = _chain(
         *_clips(generation, clipnorm, clipvalue, global_clipnorm, axis_name),
-        scale_by_kadam(
+        summed,
+        adam(
             beta_1,
             beta_2,
             epsilon,
             amsgrad,
             adaptive_epsilon=adaptive_epsilon,
-            float32_betas=is_legacy,
-            own_count=False,
+            float32_betas=rules.float32_betas,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
         ),
@@ -152,21 +154,29 @@ def kadam(
     )
     update = _chain(
         None if loss_scale_factor is None else unscale(loss_scale_factor),
-        accumulate_gradients(micro_steps, step) if micro_steps > 1 else step,
+        accumulate_gradients(micro_steps, step) if accumulates else step,
         average_params(
             ema_momentum,
             ema_overwrite_frequency,
             micro_steps=micro_steps,
-            start_from_params=not is_keras3,
+            start_from_params=rules.average_starts_from_params,
         )
         if use_ema
         else None,
     )
-    # Keras 3 sees the rows of a table summed up; the two older clip them as they come.
-    stages = accept_rows(with_learning_rate(learning_rate, update, decay), summed=is_keras3)
-    return _named(name or "adam", stages)
+    kept = {"accumulator": accumulates, "mu": True, "nu": True, "nu_max": amsgrad, "average": use_ema}
+    stages = with_learning_rate(
+        learning_rate,
+        update,
+        decay,
+        kept=tuple(name for name, is_kept in kept.items() if is_kept),
+        # `optax.inject_hyperparams` hands over all numbers as arrays.
+        is_injected=all(isinstance(number, jax.Array) for number in (learning_rate, beta_1, beta_2, epsilon)),
+    )
+    return accept(stages, distinct=rules.rows_are_summed_first, scope=name or "adam")
 
 
+@_call.named
 def kadamw(
     learning_rate: Hyperparameter = 0.001,
     weight_decay: Number = 0.004,
@@ -183,30 +193,25 @@ def kadamw(
     loss_scale_factor: Number | None = None,
     gradient_accumulation_steps: int | None = None,
     name: str | None = "adamw",
-    **keyword_arguments: Any,
+    *,
+    generation: Generation = "keras3",
+    weight_decay_mask: Mask | None = None,
+    decay: float | None = None,
+    adaptive_epsilon: bool = False,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keras's AdamW: `kadam` with a weight decay that must be given, in AdamW's positional order.
 
         p = p - p * weight_decay * learning_rate;   then the step of `kadam`
 
-    Args:
-      learning_rate: see `kadam`, as for all arguments that are not listed here.
-      weight_decay: share of a parameter that it loses per unit of learning rate, >= 0. Keras's default is 0.004, that
-        of `optax.adamw` 0.0001.
-      beta_1: see `kadam`.
-      beta_2: see `kadam`.
-      epsilon: see `kadam`.
-      amsgrad: see `kadam`.
-      clipnorm: see `kadam`.
-      clipvalue: see `kadam`.
-      global_clipnorm: see `kadam`.
-      use_ema: see `kadam`.
-      ema_momentum: see `kadam`.
-      ema_overwrite_frequency: see `kadam`.
-      loss_scale_factor: see `kadam`.
-      gradient_accumulation_steps: see `kadam`.
-      name: see `kadam`.
-      **keyword_arguments: the keyword-only arguments of `kadam`.
+    The second position is the weight decay, where `optax.adamw` has `b1`: `kadamw(1e-3, 0.9, 0.95)` decays by 0.9 with
+    a `beta_1` of 0.95, and nothing can tell that optax's order was meant. Name all but the learning rate.
+
+    `weight_decay` is the share of a parameter that it loses per unit of learning rate, >= 0. Keras's default is 0.004,
+    that of `optax.adamw` 0.0001. All other arguments are those of `kadam`, and what it returns; `decay` and the legacy
+    generation, which knows no weight decay, are refused.
 
     Raises:
       ValueError: if `weight_decay` is None, and as `kadam` does.
@@ -223,93 +228,49 @@ def kadamw(
     References:
       Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; `keras/src/optimizers/adamw.py` (Keras 3.15).
     """
+    arguments: dict[str, Tree] = dict(locals(), name=name or "adamw")
     if weight_decay is None:
         raise ValueError(
             "`weight_decay` must be a number. Received: weight_decay=None. Use `kadam` for Adam without it."
         )
-    return kadam(
-        learning_rate,
-        beta_1,
-        beta_2,
-        epsilon,
-        amsgrad,
-        weight_decay,
-        clipnorm,
-        clipvalue,
-        global_clipnorm,
-        use_ema,
-        ema_momentum,
-        ema_overwrite_frequency,
-        loss_scale_factor,
-        gradient_accumulation_steps,
-        name or "adamw",
-        **keyword_arguments,
-    )
+    return kadam(**arguments)
 
 
-_KNOWN_TO = {
-    "weight_decay": ("keras3", "tf_keras"),
-    "use_ema": ("keras3", "tf_keras"),
-    "loss_scale_factor": ("keras3",),
-    "gradient_accumulation_steps": ("keras3",),
-    "decay": ("legacy",),
-    "adaptive_epsilon": ("tf_keras",),
-}
-
-
-def _is_on(value: Number | None) -> TypeGuard[Number]:
-    """Tell whether Keras takes `value` for more than off: not None, not 0. An array, maybe traced, is on."""
+def _is_on(value: Number | None) -> bool:
+    """Return whether Keras takes `value` for more than off: not None, not 0. An array, maybe traced, is on."""
     return isinstance(value, jax.Array) or bool(value)
 
 
-def _check_known_to(generation: str, **arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None and generation not in _KNOWN_TO[name]:
-            raise ValueError(
-                f"`{name}` must be left out with generation={generation!r}, which does not know it. "
-                f"Received: {name}={value!r}. It belongs to generation={' or '.join(map(repr, _KNOWN_TO[name]))}."
-            )
-
-
 def _clips(
-    generation: str,
+    generation: Generation,
     clipnorm: Number | None,
     clipvalue: Number | None,
     global_clipnorm: Number | None,
     axis_name: str | tuple[str, ...] | None,
 ) -> list[optax.GradientTransformationExtraArgs]:
     """Return the clips that this generation applies, in its order."""
-    given = [clip is not None for clip in (clipnorm, clipvalue, global_clipnorm)]
-    if sum(given) > 1 and (generation == "keras3" or (given[0] and given[2])):
-        allowed = (
-            "clipnorm, clipvalue and global_clipnorm" if generation == "keras3" else "clipnorm and global_clipnorm"
-        )
-        raise ValueError(
-            f"Only one of {allowed} may be set with generation={generation!r}. Received: clipnorm={clipnorm}, "
-            f"clipvalue={clipvalue}, global_clipnorm={global_clipnorm}. Set the others to None."
-        )
-    if generation == "legacy":  # All that are given, and 0 is a limit.
-        return [
-            *([] if clipvalue is None else [clip_by_value(clipvalue)]),
-            *([] if clipnorm is None else [clip_by_norm(clipnorm, axis_name=axis_name)]),
-            *(
-                []
-                if global_clipnorm is None
-                else [clip_by_global_norm(global_clipnorm, float32_reciprocal=True, axis_name=axis_name)]
-            ),
-        ]
-    if _is_on(clipnorm):
-        return [clip_by_norm(clipnorm, axis_name=axis_name)]
-    if _is_on(global_clipnorm):
-        in_float32 = generation == "tf_keras"
-        return [clip_by_global_norm(global_clipnorm, float32_reciprocal=in_float32, axis_name=axis_name)]
-    return [clip_by_value(clipvalue)] if _is_on(clipvalue) else []
+    rules = _generations.rules_of(generation)
+    clips = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
+    _generations.check_clips(generation, clips)
+    _check.axis_names(axis_name)
+    stages = {
+        "clipvalue": limit_values,
+        "clipnorm": lambda clip: limit_norms(clip, axis_name),
+        "global_clipnorm": lambda clip: limit_global_norm(clip, axis_name, float32_reciprocal=rules.float32_reciprocal),
+    }
+    if rules.clips_combine:
+        return [stages[name](clips[name]) for name in stages if clips[name] is not None]
+    first = next((name for name in ("clipnorm", "global_clipnorm", "clipvalue") if _is_on(clips[name])), None)
+    return [] if first is None else [stages[first](clips[first])]
 
 
 def _chain(*stages: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
-    """`optax.chain` of the stages that are switched on."""
-    return optax.chain(*(stage for stage in stages if stage is not None))
+    """Return the `optax.chain` of the stages that are switched on."""
+    given = [stage for stage in stages if stage is not None]
+    chain = optax.chain(*given)
 
+    def update_fn(updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree) -> Tree:
+        _check.stages(state, len(given))
+        return chain.update(updates, state, params, **extra_args)
 
-def _named(name: str, inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    return optax.GradientTransformationExtraArgs(inner.init, jax.named_scope(name)(inner.update))
+    return optax.GradientTransformationExtraArgs(chain.init, update_fn)

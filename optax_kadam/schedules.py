@@ -3,7 +3,7 @@
 Each is a frozen dataclass whose fields are Keras's arguments, so that `get_config` pastes back into Keras, and
 whose instances are optax schedules. The arithmetic is that of Keras run op by op. Compiled, Keras divides by a
 constant through its reciprocal, which moves a staircase or a restart by a whole period and turns
-`PolynomialDecay(power=0.5)` into NaN past its end; `_constant` and `_rounded` keep the compiler from either, so
+`PolynomialDecay(power=0.5)` into NaN past its end; `opaque` and `rounded` keep the compiler from either, so
 these schedules give one answer, jitted or not.
 
 Source: `keras/src/optimizers/schedules/learning_rate_schedule.py` (Keras 3.15).
@@ -12,13 +12,13 @@ Source: `keras/src/optimizers/schedules/learning_rate_schedule.py` (Keras 3.15).
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from optax_kadam import _check
+from optax_kadam._schedule import KerasSchedule, half_cosine, restarts_of, warmup_then_cosine
+from optax_kadam._xla import opaque, rounded
 
 __all__ = [
     "CosineDecay",
@@ -30,81 +30,8 @@ __all__ = [
 ]
 
 
-def _constant(value: float | jax.Array) -> jax.Array:
-    """`value` in float32, out of the compiler's sight: dividing by it stays a division."""
-    return lax.optimization_barrier(jnp.asarray(value, jnp.float32))
-
-
-def _rounded(product: jax.Array) -> jax.Array:
-    """`product`, rounded before it is added to: a clip, which keeps finite numbers, stops a multiply-add."""
-    finfo = jnp.finfo(jnp.float32)
-    return jnp.clip(product, finfo.min, finfo.max)
-
-
-def inverse_time(rate: jax.Array, decay: float | jax.Array, iterations: jax.Array) -> jax.Array:
-    """`rate / (1 + decay * iterations)`, the `decay` argument of legacy Keras (`OptimizerV2._decayed_lr`)."""
-    return rate / (1.0 + _rounded(_constant(decay) * iterations.astype(jnp.float32)))
-
-
-def _half_cosine(fraction: jax.Array) -> jax.Array:
-    return 0.5 * (1.0 + jnp.cos(_constant(math.pi) * fraction))
-
-
-# Keras chooses between the two formulas of each of these with `ops.cond`, which compiles them even in an eager run:
-# so they are compiled here too, multiply-adds and all.
-
-
-@jax.jit
-def _warmup_then_cosine(step, warmup_steps, decay_steps, initial, target, share, alpha):
-    warming = (target - initial) * (step / warmup_steps) + initial
-    decaying = target * (share * _half_cosine((step - warmup_steps) / decay_steps) + alpha)
-    return jnp.where(step < warmup_steps, warming, decaying)
-
-
-@jax.jit
-def _restarts(fraction, t_mul):
-    """Return how many periods have passed, and the share of the present one that has."""
-    equal = jnp.floor(fraction)
-    geometric = jnp.floor(jnp.log(1.0 - fraction * (1.0 - t_mul)) / jnp.log(t_mul))
-    growth = jnp.power(t_mul, geometric)
-    before = (1.0 - growth) / (1.0 - t_mul)
-    is_equal = t_mul == 1.0
-    return jnp.where(is_equal, equal, geometric), jnp.where(is_equal, fraction - equal, (fraction - before) / growth)
-
-
-class _Schedule:
-    """What the six schedules share: `get_config` and `from_config`."""
-
-    def get_config(self) -> dict[str, Any]:
-        """Return Keras's `get_config()` of this schedule: its arguments by name."""
-        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Build the schedule that `config`, a `get_config()` of Keras's or ours, describes."""
-        return cls(**config)
-
-    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        """Return the learning rate of `step`, counted from 0: float32, of the shape of `step`."""
-        return self._rate(jnp.asarray(step))
-
-    def _rate(self, step: jax.Array) -> jax.Array:
-        raise NotImplementedError
-
-    def _cast(self, value: float) -> jax.Array:
-        """`value` as Keras casts it: to the type of `initial_learning_rate`, so that an int there truncates it."""
-        initial = getattr(self, "initial_learning_rate")  # noqa: B009
-        return _constant(int(value) if isinstance(initial, int) else value)
-
-
-def _check_numbers(schedule: _Schedule, *names: str, steps: str) -> None:
-    for name in names:
-        _check.number(name, getattr(schedule, name))
-    _check.number(steps, getattr(schedule, steps), (">", 0.0))
-
-
 @dataclasses.dataclass(frozen=True)
-class ExponentialDecay(_Schedule):
+class ExponentialDecay(KerasSchedule):
     """Multiply the learning rate by `decay_rate` every `decay_steps` steps, smoothly or in stairs.
 
     `initial_learning_rate * decay_rate ** p`, with `p = step / decay_steps`, or its floor with `staircase`.
@@ -132,9 +59,6 @@ class ExponentialDecay(_Schedule):
     staircase: bool = False
     name: str | None = "ExponentialDecay"
 
-    def __post_init__(self) -> None:
-        _check_numbers(self, "initial_learning_rate", "decay_rate", steps="decay_steps")
-
     def _rate(self, step: jax.Array) -> jax.Array:
         p = step.astype(jnp.float32) / self._cast(self.decay_steps)
         if self.staircase:
@@ -143,7 +67,7 @@ class ExponentialDecay(_Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class InverseTimeDecay(_Schedule):
+class InverseTimeDecay(KerasSchedule):
     """Divide the learning rate by a denominator that grows linearly with the step.
 
     `initial_learning_rate / (1 + decay_rate * p)`, with `p = step / decay_steps`, or its floor with `staircase`.
@@ -171,18 +95,15 @@ class InverseTimeDecay(_Schedule):
     staircase: bool = False
     name: str | None = "InverseTimeDecay"
 
-    def __post_init__(self) -> None:
-        _check_numbers(self, "initial_learning_rate", "decay_rate", steps="decay_steps")
-
     def _rate(self, step: jax.Array) -> jax.Array:
         p = step.astype(jnp.float32) / self._cast(self.decay_steps)
         if self.staircase:
             p = jnp.floor(p)
-        return self._cast(self.initial_learning_rate) / (1.0 + _rounded(self._cast(self.decay_rate) * p))
+        return self._cast(self.initial_learning_rate) / (1.0 + rounded(self._cast(self.decay_rate) * p))
 
 
 @dataclasses.dataclass(frozen=True)
-class PiecewiseConstantDecay(_Schedule):
+class PiecewiseConstantDecay(KerasSchedule):
     """Keep the learning rate constant between boundaries; a boundary still belongs to the piece before it.
 
     `values[0]` while `step <= boundaries[0]`, then `values[i]` while `boundaries[i-1] < step <= boundaries[i]`, then
@@ -222,7 +143,7 @@ class PiecewiseConstantDecay(_Schedule):
 
     def _rate(self, step: jax.Array) -> jax.Array:
         boundaries = [jnp.asarray(boundary).astype(step.dtype) for boundary in self.boundaries]
-        first, *middle, last = (_constant(value) for value in self.values)
+        first, *middle, last = (opaque(value) for value in self.values)
         # A sum, not a search: Keras adds up what overlaps where boundaries are not sorted.
         rate = jnp.where(step <= boundaries[0], first, 0.0) + jnp.where(step > boundaries[-1], last, 0.0)
         for low, high, value in zip(boundaries[:-1], boundaries[1:], middle, strict=True):
@@ -231,7 +152,7 @@ class PiecewiseConstantDecay(_Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class PolynomialDecay(_Schedule):
+class PolynomialDecay(KerasSchedule):
     """Lower the learning rate to an end value along a power of the time left, once or in cycles.
 
     `(initial - end) * (1 - p) ** power + end`, with `p = min(step, decay_steps) / decay_steps`. With `cycle`,
@@ -263,24 +184,21 @@ class PolynomialDecay(_Schedule):
     cycle: bool = False
     name: str | None = "PolynomialDecay"
 
-    def __post_init__(self) -> None:
-        _check_numbers(self, "initial_learning_rate", "end_learning_rate", "power", steps="decay_steps")
-
     def _rate(self, step: jax.Array) -> jax.Array:
         step = step.astype(jnp.float32)
         initial, end = self._cast(self.initial_learning_rate), self._cast(self.end_learning_rate)
         decay_steps = self._cast(self.decay_steps)
         if self.cycle:
-            cycles = jnp.ceil(step / _constant(self.decay_steps))
+            cycles = jnp.ceil(step / opaque(self.decay_steps))
             decay_steps *= jnp.where(step == 0.0, 1.0, cycles)
         else:
             step = jnp.minimum(step, decay_steps)
         remaining = jnp.power(1.0 - step / decay_steps, self._cast(self.power))
-        return _rounded((initial - end) * remaining) + end
+        return rounded((initial - end) * remaining) + end
 
 
 @dataclasses.dataclass(frozen=True)
-class CosineDecay(_Schedule):
+class CosineDecay(KerasSchedule):
     """Lower the learning rate along half a cosine, after an optional linear warmup.
 
     Without `warmup_target`: `initial * ((1 - alpha) * 0.5 * (1 + cos(pi * s / decay_steps)) + alpha)`, with
@@ -314,24 +232,20 @@ class CosineDecay(_Schedule):
     warmup_target: float | None = None
     warmup_steps: int = 0
 
-    def __post_init__(self) -> None:
-        warmup = () if self.warmup_target is None else ("warmup_target", "warmup_steps")
-        _check_numbers(self, "initial_learning_rate", "alpha", *warmup, steps="decay_steps")
-
     def _rate(self, step: jax.Array) -> jax.Array:
         step = step.astype(jnp.float32)
         initial, decay_steps = self._cast(self.initial_learning_rate), self._cast(self.decay_steps)
-        share, alpha = _constant(1 - self.alpha), _constant(self.alpha)
+        share, alpha = opaque(1 - self.alpha), opaque(self.alpha)
         if self.warmup_target is None:
-            cosine = _half_cosine(jnp.minimum(step, decay_steps) / decay_steps)
-            return initial * (_rounded(share * cosine) + alpha)
+            cosine = half_cosine(jnp.minimum(step, decay_steps) / decay_steps)
+            return initial * (rounded(share * cosine) + alpha)
         target, warmup_steps = self._cast(self.warmup_target), self._cast(self.warmup_steps)
         step = jnp.minimum(step, decay_steps + warmup_steps)
-        return _warmup_then_cosine(step, warmup_steps, decay_steps, initial, target, share, alpha)
+        return warmup_then_cosine(step, warmup_steps, decay_steps, initial, target, share, alpha)
 
 
 @dataclasses.dataclass(frozen=True)
-class CosineDecayRestarts(_Schedule):
+class CosineDecayRestarts(KerasSchedule):
     """Lower the learning rate along half a cosine again and again, in periods that grow by `t_mul`.
 
     With `f = step / first_decay_steps` and `i` restarts so far (`i = floor(f)` for `t_mul = 1`, else
@@ -365,13 +279,10 @@ class CosineDecayRestarts(_Schedule):
     alpha: float = 0.0
     name: str | None = "SGDRDecay"
 
-    def __post_init__(self) -> None:
-        _check_numbers(self, "initial_learning_rate", "t_mul", "m_mul", "alpha", steps="first_decay_steps")
-
     def _rate(self, step: jax.Array) -> jax.Array:
         initial, alpha = self._cast(self.initial_learning_rate), self._cast(self.alpha)
         fraction = step.astype(jnp.float32) / self._cast(self.first_decay_steps)
-        restarts, fraction = _restarts(fraction, self._cast(self.t_mul))
+        restarts, fraction = restarts_of(fraction, self._cast(self.t_mul))
         height = jnp.power(self._cast(self.m_mul), restarts)
-        cosine = 0.5 * height * (1.0 + jnp.cos(_constant(math.pi) * fraction))
-        return initial * (_rounded((1.0 - alpha) * cosine) + alpha)
+        cosine = 0.5 * height * (1.0 + jnp.cos(opaque(math.pi) * fraction))
+        return initial * (rounded((1.0 - alpha) * cosine) + alpha)

@@ -169,6 +169,7 @@ def test_none_parameters_and_masked_nodes_pass(make):
         assert updates["scale"] == absent
 
 
+@pytest.mark.filterwarnings("ignore:The second moments of float16:UserWarning")
 @every_optimizer
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_moves(make, dtype):

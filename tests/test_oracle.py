@@ -35,7 +35,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("case_id", "runner"), RUNS)
 def test_recorded_run(case_id, runner):
-    """Op by op only the first steps; the slow test below takes the later ones, and here the jitted run of the case."""
+    """Op by op only the first steps: the slow test below sees what comes later, as does the jitted run of the case."""
     compare(CASES[case_id], runner, steps=200 if runner.endswith("jit") else 10)
 
 

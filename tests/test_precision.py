@@ -48,6 +48,7 @@ def test_keras_s_bfloat16_never_moves_and_ours_does():
     assert (flatten(params).astype(np.float32) != start).mean() > 0.3
 
 
+@pytest.mark.filterwarnings("ignore:The second moments of float16:UserWarning")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_first_step_in_low_precision_is_float32_s(dtype):
     params, gradient = jnp.ones(4, dtype), jnp.asarray([1.0, -0.5, 0.25, 2.0], dtype)

@@ -1,16 +1,17 @@
-"""`python -m optax_kadam convert`: a training of Keras's as an Orbax checkpoint in Flax's words.
+"""`python -m optax_kadam convert` writes a training of Keras's as an Orbax checkpoint in Flax's words.
 
-The checkpoint is a tree `{"params": ..., "opt_state": ..., "non_trainable": ...}` of numpy arrays, which bind it to no
-device: `params` and `non_trainable` are nested dicts, `opt_state` is what `KerasTraining.restore` gives for `params`.
-Its custom metadata are `{"generation": ..., "optimizer": ...}`, of which the latter is for `from_config`. So
+The checkpoint is a tree `{"params": ..., "opt_state": ..., "non_trainable": ...}` of numpy arrays, so that it is bound
+to no device. `params` and `non_trainable` are nested dicts; `opt_state` is what `KerasTraining.restore` returns for
+`params`. The custom metadata are `{"generation": ..., "optimizer": ...}`, where `optimizer` is for `from_config`.
 
     checkpointer = orbax.checkpoint.StandardCheckpointer()
     tx = optax_kadam.from_config(checkpointer.metadata(out).custom_metadata["optimizer"])
     target = {"params": params, "opt_state": tx.init(params), "non_trainable": batch_stats}
     training = checkpointer.restore(out, target)
 
-restores it for a model with the same names, where `params` is `variables["params"]` of Flax Linen or
-`nnx.to_pure_dict(nnx.state(model, nnx.Param))` of NNX, and `batch_stats` likewise, `{}` where there are none.
+These lines restore it for a model with the same names. `params` is `variables["params"]` of Flax Linen, or
+`nnx.to_pure_dict(nnx.state(model, nnx.Param))` of NNX. `batch_stats` is the same of the moving statistics, or `{}` for
+a model without any.
 """
 
 import os
@@ -24,32 +25,35 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from optax_kadam.commands._progress import all_stored, size, watched
+from optax_kadam.commands._progress import lazy_arrays, size, watched
 from optax_kadam.keras_files import _match
-from optax_kadam.keras_files._training import KerasTraining, opened, read
+from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._training import KerasTraining, read
 
 
-def convert(path: pathlib.Path, out: pathlib.Path, config: Mapping[str, Any] | None, rename: Mapping[str, str]) -> str:
-    """Write the training in the file at `path` to the Orbax checkpoint `out`, whole or not at all.
+def convert(
+    path: pathlib.Path, out: pathlib.Path, config: Mapping[str, object] | None, rename: Mapping[str, str]
+) -> str:
+    """Write the training in the file at `path` to the Orbax checkpoint `out`, as a whole or not at all.
 
     Args:
-      path: as in `load_keras`.
-      out: a folder that does not exist, in one that does.
-      config: as in `load_keras`.
-      rename: from parts of Keras's paths to what they are called in the checkpoint, as in `KerasTraining.restore`.
+      path: the path of the file: see `load_keras`.
+      out: the folder of the checkpoint, which must not exist, in a folder that exists.
+      config: `get_config()` of the optimizer: see `load_keras`.
+      rename: what parts of Keras's paths are called in the checkpoint: see `KerasTraining.restore`.
 
     Returns:
       A line that says what was written.
 
     Raises:
-      ValueError: if `out` exists, if `rename` does not fit, and as `load_keras` and `KerasTraining.restore`.
-      OSError, ImportError: as `load_keras`, and where `out` cannot be written.
+      ValueError: if `out` exists, if `rename` does not fit, and as `load_keras` and `KerasTraining.restore` do.
+      OSError, ImportError: if `out` cannot be written, and as `load_keras` does.
     """
-    out = out.absolute()  # Orbax takes no other path.
+    out = out.absolute()  # Orbax takes absolute paths only.
     _check_free(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kadam-") as folder:
         with opened(path, config) as contents, watched(contents) as contents:
-            _check_room(out.parent, sum(map(size, all_stored(contents))))
+            _check_room(out.parent, sum(map(size, lazy_arrays(contents))))
             training = read(contents)
         with ocp.StandardCheckpointer() as checkpointer:
             metadata = {"generation": training.generation, "optimizer": training.config}
@@ -67,62 +71,62 @@ def convert(path: pathlib.Path, out: pathlib.Path, config: Mapping[str, Any] | N
 
 def _check_free(out: pathlib.Path) -> None:
     if os.path.lexists(out):
-        raise ValueError(f"`OUT` must not exist. Received: {str(out)!r}. Remove it, or name another.")
+        raise ValueError(f"`OUT` must not exist. Received: OUT={str(out)!r}. Remove it, or name another.")
     if not out.parent.is_dir():
-        raise ValueError(f"`OUT` must be in a folder that exists. Received: {str(out)!r}. Make {str(out.parent)!r}.")
+        raise ValueError(f"`OUT` must be in a folder that exists. Received: OUT={str(out)!r}. Make that.")
 
 
 def _check_room(folder: pathlib.Path, needed: int) -> None:
-    """Refuse a full disk beforehand: when it happens, Orbax fills the screen."""
+    """Raise if the disk has no room, before Orbax fails on it with many lines of errors."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"There must be room for the checkpoint. Received: {free:,} bytes free in {str(folder)!r}, "
-            f"where it takes {needed:,}. Name a folder on another disk."
+            f"There must be room for the {needed:,} bytes of the checkpoint. Received: {free:,} bytes free in "
+            f"{str(folder)!r}. Name a folder on another disk."
         )
 
 
-def _tree(training: KerasTraining, rename: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the checkpoint holds."""
-    here = flax_paths(training.variables, rename)
+def _tree(training: KerasTraining, rename: Mapping[str, str]) -> dict[str, object]:
+    """Return the tree of the checkpoint."""
+    flax_path_of = flax_paths(training.variables, rename)
     trainable = training.mu or {}
-    like = {here[path]: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for path, mu in trainable.items()}
-    others = {here[path]: array for path, array in training.variables.items() if path not in trainable}
-    # JAX has arrays of 64 bits only where it is told so.
+    like = {flax_path_of[path]: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for path, mu in trainable.items()}
+    others = {flax_path_of[path]: array for path, array in training.variables.items() if path not in trainable}
+    # JAX has arrays of 64 bits only if they are enabled.
     with jax.enable_x64(any(leaf.dtype.itemsize == 8 for leaf in like.values())):
-        params, opt_state = training.restore(_nested(like), rename=here.get)
+        params, opt_state = training.restore(_nested(like), rename=flax_path_of.get)
         arrays = jax.tree.map(np.asarray, {"params": params, "opt_state": opt_state})
     return arrays | {"non_trainable": _nested(others)}
 
 
 def flax_paths(variables: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
-    """Return by Keras's paths those of the checkpoint: renamed, without the name of the model, in Flax's words.
+    """Return the path in the checkpoint for each of Keras's: renamed, without the name of the model, in Flax's words.
 
-    A first part that all paths share is taken for the name of the model, unless no variable would be left in a layer,
-    or `rename` mentions it.
+    The first part of the paths is taken for the name of the model if all have the same, unless `rename` mentions it or
+    no variable would be left in a layer.
     """
     paths = list(variables)
     for part in rename:
         if all(_match.renamed(path, {part: f"{part}-"}) == path for path in paths):
             raise ValueError(
-                f"`--rename` must name parts of Keras's paths. Received: {part!r}. It has: {', '.join(paths)}."
+                f"`--rename` must name parts of Keras's paths. Received: {part!r}. The paths are {', '.join(paths)}."
             )
     model = _match.model_name(paths)
     if model in rename or all(path.count("/") == 1 for path in paths):
         model = None
     renamed = {path: _match.renamed(path, rename) for path in paths}
-    here = {
+    new_paths = {
         path: _match.flax_path(new, without_model=model is not None and new.startswith(f"{model}/"))
         for path, new in renamed.items()
     }
-    _check_nestable(here)
-    return here
+    _check_nestable(new_paths)
+    return new_paths
 
 
-def _check_nestable(here: Mapping[str, str]) -> None:
-    """Refuse two variables at one path, and one at a path that leads on to another."""
+def _check_nestable(new_paths: Mapping[str, str]) -> None:
+    """Raise if two variables have the same path, or if the path of one leads on to another."""
     owners: dict[str, str] = {}
-    for path, new in here.items():
+    for path, new in new_paths.items():
         if new in owners:
             raise ValueError(
                 f"Each variable must have a path of its own. Received: {new!r} for {owners[new]!r} and for {path!r}. "
@@ -139,8 +143,8 @@ def _check_nestable(here: Mapping[str, str]) -> None:
                 )
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested dicts from a dict by paths."""
+def _nested(flat: Mapping[str, object]) -> dict[str, object]:
+    """Return nested dicts of the values at the paths in `flat`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *folders, name = path.split("/")

@@ -1,8 +1,8 @@
-"""The demo: one digits classifier, trained by Keras's `fit` and by Flax NNX with `kadam` and with optax's own Adam.
+"""The demo trains a digits classifier with Keras's `fit`, and in Flax NNX with `kadam` and with optax's own Adam.
 
-All start from the same weights and see the same batches in the same order, so only the optimizer can tell them apart.
-Everything that is shown is measured on the weights: the loss over all images, and how far the weights have come away
-from Keras's. Without Keras, `kadam` is what the other is measured against.
+All runs start from the same weights and see the same batches in the same order: they differ in the optimizer only. What
+is shown is measured on the weights: the loss over all images, and the distance of the weights from Keras's. Without
+Keras, the weights of `kadam` are the reference.
 """
 
 import math
@@ -29,7 +29,7 @@ from optax_kadam._kadam import kadam
 Array = jax.Array | np.ndarray
 Weights = list[np.ndarray]  # Kernel and bias of the hidden layer, then of the output layer, as Keras orders them.
 _LAYERS = ((64, 64), (64, 10))
-_STYLES: dict[str, dict[str, Any]] = {  # Okabe and Ito's colours, which the colour-blind can tell apart too.
+_STYLES: dict[str, dict[str, Any]] = {  # Okabe and Ito's colours: the colour-blind can tell them apart.
     "Keras": {"color": "#B8B8B8", "linewidth": 11},
     "optax": {"color": "#D55E00", "linewidth": 4},
     "kadam": {"color": "#0072B2", "linewidth": 2.5, "linestyle": (0, (4, 3)), "zorder": 3},
@@ -38,24 +38,24 @@ _GREY = "#555555"
 
 
 class _Problem(NamedTuple):
-    """What the runs have in common."""
+    """The images, the start and the batches, which all runs share."""
 
     images: np.ndarray
     labels: np.ndarray
     start: Weights
-    epochs: np.ndarray  # Rows of the images, shape=(epochs, batches, batch_size)
+    epochs: np.ndarray  # Indices of images, shape=(epochs, batches, batch_size).
 
 
 class _Run(NamedTuple):
-    """A run as it is shown; the lists have an entry for the start and one for each epoch."""
+    """The measured run of one optimizer. Its lists have an entry for the start and one for each epoch."""
 
     name: str
     losses: list[float]
-    distances: list[float]  # To the reference, the first run.
+    distances: list[float]  # From the weights of the reference, which is the first run.
 
 
 class _Classifier(nnx.Module):
-    """64 pixels -> 64 relu -> 10 digits: the operations of two Keras `Dense` layers, in their order."""
+    """A classifier, 64 pixels -> 64 relu -> 10 digits, with the operations of two Keras `Dense` layers."""
 
     def __init__(self, weights: Weights) -> None:
         self.params = nnx.List([nnx.Param(jnp.asarray(array)) for array in weights])
@@ -76,9 +76,9 @@ def run(hyperparameters: dict[str, Any], epochs: int, batch_size: int, seed: int
     Args:
       hyperparameters: the arguments of `kadam` and of `keras.optimizers.Adam`, whose names agree.
       epochs: how many epochs to train.
-      batch_size: images to a step; the rest that does not fill a batch sits the epoch out.
-      seed: of the initial weights and of the shuffling.
-      out: where the plot goes.
+      batch_size: how many images a step sees; images that do not fill a batch are left out of the epoch.
+      seed: the seed of the initial weights and of the shuffling.
+      out: the path of the plot.
     """
     console = Console(highlight=False)
     problem = _problem(epochs, batch_size, seed)
@@ -86,7 +86,7 @@ def run(hyperparameters: dict[str, Any], epochs: int, batch_size: int, seed: int
     trainings = {"kadam": _train_flax(problem, kadam(**hyperparameters)), optax_name: _train_flax(problem, optax_adam)}
     try:
         trainings = {"Keras": _train_keras(problem, _import_keras(), hyperparameters)} | trainings
-    except (ImportError, ValueError) as error:  # Keras raises a ValueError for a backend that it does not know.
+    except (ImportError, ValueError) as error:  # An unknown backend is a ValueError in Keras.
         console.print(f"Keras is left out, kadam is the reference: {error}", soft_wrap=True)
 
     runs = _measure(problem, _train_all(trainings, epochs))
@@ -104,12 +104,12 @@ def _problem(epochs: int, batch_size: int, seed: int) -> _Problem:
     pixels, digits = load_digits(return_X_y=True)
     start: Weights = []
     for inputs, outputs in _LAYERS:
-        limit = np.sqrt(6 / (inputs + outputs))  # Glorot's, Keras's default.
+        limit = np.sqrt(6 / (inputs + outputs))  # Glorot's limit is Keras's default.
         start += [rng.uniform(-limit, limit, (inputs, outputs)).astype(np.float32), np.zeros(outputs, np.float32)]
     images, labels = (pixels / 16).astype(np.float32), digits.astype(np.int32)
     batches = len(images) // batch_size
-    rows = [rng.permutation(len(images))[: batches * batch_size] for _ in range(epochs)]
-    return _Problem(images, labels, start, np.reshape(rows, (epochs, batches, batch_size)))
+    order = [rng.permutation(len(images))[: batches * batch_size] for _ in range(epochs)]
+    return _Problem(images, labels, start, np.reshape(order, (epochs, batches, batch_size)))
 
 
 def _optax_recipe(
@@ -123,7 +123,7 @@ def _optax_recipe(
     clipvalue: float | None,
     global_clipnorm: float | None,
 ) -> tuple[str, optax.GradientTransformation]:
-    """Return what one would write with optax alone, and its name."""
+    """Return the name and the transformation that a user of optax alone would write."""
     moments: dict[str, Any] = {"b1": beta_1, "b2": beta_2, "eps": epsilon}
     stages: dict[str, optax.GradientTransformation] = {}
     if norm := clipnorm or global_clipnorm:
@@ -147,12 +147,12 @@ def _import_keras() -> ModuleType:
     import keras
 
     if keras.backend.backend() != "jax":
-        raise ImportError(f"its backend is {keras.backend.backend()}, not jax")
+        raise ImportError(f"Keras's backend must be jax. Received: {keras.backend.backend()}. Set KERAS_BACKEND=jax.")
     return keras
 
 
 def _train_keras(problem: _Problem, keras: ModuleType, hyperparameters: dict[str, Any]) -> Iterator[Weights]:
-    """Yield the weights after each epoch of Keras's own `fit`."""
+    """Yield the weights after each epoch of Keras's `fit`."""
     (pixels, hidden), (_, classes) = _LAYERS
     dense = keras.layers.Dense
     model = keras.Sequential([keras.Input((pixels,)), dense(hidden, activation="relu"), dense(classes)])
@@ -162,13 +162,13 @@ def _train_keras(problem: _Problem, keras: ModuleType, hyperparameters: dict[str
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     for epoch in problem.epochs:
-        rows = epoch.ravel()
-        model.fit(problem.images[rows], problem.labels[rows], batch_size=epoch.shape[1], shuffle=False, verbose=0)
+        order = epoch.ravel()
+        model.fit(problem.images[order], problem.labels[order], batch_size=epoch.shape[1], shuffle=False, verbose=0)
         yield model.get_weights()
 
 
 def _train_flax(problem: _Problem, tx: optax.GradientTransformation) -> Iterator[Weights]:
-    """Yield the weights after each epoch of Flax NNX with `tx`."""
+    """Yield the weights after each epoch of training in Flax NNX with `tx`."""
     model = _Classifier(problem.start)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
@@ -177,19 +177,19 @@ def _train_flax(problem: _Problem, tx: optax.GradientTransformation) -> Iterator
         optimizer.update(model, nnx.grad(_loss)(model, images, labels))
 
     for epoch in problem.epochs:
-        for rows in epoch:
-            step(model, optimizer, problem.images[rows], problem.labels[rows])
+        for batch in epoch:
+            step(model, optimizer, problem.images[batch], problem.labels[batch])
         yield model.weights()
 
 
 def _loss(model: _Classifier, images: Array, labels: Array) -> jax.Array:
-    """Keras's sparse categorical crossentropy from logits, operation by operation, so that the gradients agree."""
+    """Return the sparse categorical crossentropy, in Keras's operations, so that the gradients agree."""
     log_probabilities = jax.nn.log_softmax(model(images))
     return jnp.mean(-jnp.sum(jax.nn.one_hot(labels, 10) * log_probabilities, axis=-1))
 
 
 def _train_all(trainings: dict[str, Iterator[Weights]], epochs: int) -> dict[str, list[Weights]]:
-    """Exhaust the trainings one after the other, behind a progress bar each."""
+    """Run the trainings one after the other, each with a progress bar; return the weights after each epoch."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks = {name: progress.add_task(_short(name), total=epochs, start=False) for name in trainings}
@@ -223,7 +223,7 @@ def _distance(weights: Weights, reference: Weights, start: Weights) -> float:
 
 
 def _largest_difference(weights: Weights, others: Weights) -> float:
-    with np.errstate(invalid="ignore"):  # Weights that ran off to infinity are nan apart.
+    with np.errstate(invalid="ignore"):  # The difference of infinite weights is nan.
         return float(np.max([np.max(np.abs(array - other)) for array, other in zip(weights, others, strict=True)]))
 
 
@@ -275,7 +275,7 @@ def _plot_losses(axes: Axes, runs: list[_Run]) -> None:
 
 
 def _plot_distances(axes: Axes, runs: list[_Run]) -> None:
-    """Plot the distances on a log scale, with a floor for those that are 0."""
+    """Plot the distances on a log scale, where those of 0 are drawn at a floor."""
     reference, *others = runs
     measured = [distance for run in others for distance in run.distances if 0 < distance < math.inf]
     floor, top = min([1e-8, *measured]) / 10, max([1, *measured])
@@ -295,7 +295,7 @@ def _plot_distances(axes: Axes, runs: list[_Run]) -> None:
 
 
 def _findings(runs: list[_Run]) -> list[str]:
-    """Return a sentence on where each run ends."""
+    """Return a sentence for each run that says how far from the reference it ends."""
     reference, *others = runs
     places = [f"{_percent(run.distances[-1])} off" if run.distances[-1] else "exactly on" for run in others]
     return [
@@ -304,12 +304,12 @@ def _findings(runs: list[_Run]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """Return the name without the stages of a chain."""
+    """Return the name of a transformation without its arguments."""
     return name.partition("(")[0]
 
 
 def _family(name: str) -> str:
-    """Return the name of the library: optax for optax.adam."""
+    """Return the first part of a name: `optax` for `optax.adam`."""
     return name.partition(".")[0]
 
 

@@ -1,11 +1,10 @@
-"""`python -m optax_kadam inspect`: what a file of Keras's holds, as plain text of aligned columns."""
+"""`python -m optax_kadam inspect` shows what a file of Keras's holds, as plain text in aligned columns."""
 
 import dataclasses
 import inspect
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,27 +12,32 @@ from optax_kadam._kadam import kadam
 from optax_kadam.commands._progress import size, watched
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._training import KerasTraining, opened, read
+from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._training import KerasTraining, read
 
-_CHUNK = 1 << 20  # Elements that are widened to float64 at a time.
+_CHUNK = 1 << 20  # How many elements are converted to float64 at a time.
 _UNKNOWN = "not in the file"
 
 
-def describe(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> str:
-    """Return what stands in the file at `path`; no more than one of its arrays is in memory at a time.
+def describe(path: pathlib.Path, config: Mapping[str, object] | None = None) -> str:
+    """Return a description of the file at `path`. At most one of its arrays is in memory at a time.
+
+    Args:
+      path: the path of the file: see `load_keras`.
+      config: `get_config()` of the optimizer: see `load_keras`.
 
     Raises:
-      ValueError, FileNotFoundError, ImportError: as `load_keras`, whose `config` this takes.
+      ValueError, FileNotFoundError, ImportError: as `load_keras` does.
     """
     with opened(path, config) as contents, watched(contents) as contents:
         heading = _heading(path, read(_without_arrays(contents)), contents.slots is not None)
         width = max(map(len, heading))
         lines = [f"{name:{width}}  {value}" for name, value in heading.items()]
-        return "\n".join([*lines, "", *_aligned(_rows(contents)), "", _total(contents)])
+        return "\n".join([*lines, "", *_aligned(_table(contents)), "", _total(contents)])
 
 
 def _without_arrays(contents: Contents) -> Contents:
-    """Return the contents without all that is large."""
+    """Return `contents` without the variables and the arrays of the optimizer."""
     slots = contents.slots
     if slots is not None:
         slots = dataclasses.replace(slots, **dict.fromkeys(slots.arrays(), ()))
@@ -56,8 +60,8 @@ def _heading(path: pathlib.Path, scalars: KerasTraining, has_state: bool) -> dic
     return heading
 
 
-def _optimizer(config: Mapping[str, Any] | None) -> str:
-    """Return the class and the arguments that differ from Keras's defaults."""
+def _optimizer(config: Mapping[str, object] | None) -> str:
+    """Return the class of the optimizer, and the arguments that differ from Keras's defaults."""
     if config is None:
         return f"{_UNKNOWN}: hand it over with --config"
     parsed = parse(config)
@@ -65,7 +69,7 @@ def _optimizer(config: Mapping[str, Any] | None) -> str:
     differing = [
         f"{name}={_shown(value)}"
         for name, value in parsed.arguments.items()
-        if name != "name" and _shown(value or None) != _shown(defaults[name].default or None)  # `decay=0.0` is none.
+        if name != "name" and _shown(value or None) != _shown(defaults[name].default or None)  # 0.0 is none.
     ]
     shown = f"{_class_name(config)}({', '.join(differing)})"
     if parsed.loss_scale is None:
@@ -74,33 +78,35 @@ def _optimizer(config: Mapping[str, Any] | None) -> str:
     return f"LossScaleOptimizer({shown}, initial_scale={_shown(scale)}, dynamic_growth_steps={steps})"
 
 
-def _class_name(config: Mapping[str, Any]) -> str:
-    """Return the name of the class inside any loss scale; a bare `get_config()` does not say it."""
+def _class_name(config: Mapping[str, object]) -> str:
+    """Return the name of the class inside a LossScaleOptimizer; a bare `get_config()` holds none: it is Adam."""
     inside = config.get("config", config)
-    inner = inside.get("inner_optimizer", inside.get("optimizer"))
-    return _class_name(inner) if inner else str(config.get("class_name", "Adam")).rpartition(">")[2]
+    inner = inside.get("inner_optimizer", inside.get("optimizer")) if isinstance(inside, Mapping) else None
+    return (
+        _class_name(inner) if isinstance(inner, Mapping) else str(config.get("class_name", "Adam")).rpartition(">")[2]
+    )
 
 
-def _shown(value: Any) -> str:
-    """Return a number as it was written: what Keras keeps in float32 has more digits in a config than it was given."""
-    if isinstance(value, Mapping):  # Of a schedule that is not Keras's own.
+def _shown(value: object) -> str:
+    """Return a number as the user wrote it. In a config it may have more digits, if Keras kept it in float32."""
+    if isinstance(value, Mapping):  # It is a schedule that is not Keras's own.
         return str(value.get("class_name"))
     if isinstance(value, float) and float(np.float32(value)) == value:
         return str(np.float32(value))
     return repr(value)
 
 
-def _rows(contents: Contents) -> Iterable[Sequence[str]]:
-    """Yield the head of the table and a row for each variable; no cell has a space, which separates them."""
+def _table(contents: Contents) -> Iterable[Sequence[str]]:
+    """Yield the cells of the head of the table, then those of each variable. No cell contains a space."""
     slots = contents.slots.arrays() if contents.slots else {}
     yield "variable", "trainable", "shape", "dtype", "norm", *(f"{name}_norm" for name in slots)
     trainable = [variable for variable in contents.variables if variable.is_trainable]
     for i, variable in enumerate([*trainable, *(v for v in contents.variables if not v.is_trainable)]):
-        stored = variable.stored
-        shape = "x".join(map(str, stored.shape)) or "()"
+        weights = variable.array
+        shape = "x".join(map(str, weights.shape)) or "()"
         norms = [_norm(arrays[i].read()) if variable.is_trainable else "-" for arrays in slots.values()]
-        cells = variable.path.replace(" ", "_"), "yes" if variable.is_trainable else "no", shape, str(stored.dtype)
-        yield *cells, _norm(stored.read()), *norms
+        cells = variable.path.replace(" ", "_"), "yes" if variable.is_trainable else "no", shape, str(weights.dtype)
+        yield *cells, _norm(weights.read()), *norms
 
 
 def _norm(array: np.ndarray) -> str:
@@ -109,28 +115,28 @@ def _norm(array: np.ndarray) -> str:
     return f"{math.sqrt(sum(float(chunk @ chunk) for chunk in chunks)):.6g}"
 
 
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the rows as lines, text to the left and numbers to the right."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def _aligned(table: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, with text to the left and numbers to the right of their columns."""
+    lines = list(table)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
             cell.rjust(width) if i > 3 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        for row in rows
+        for line in lines
     ]
 
 
 def _total(contents: Contents) -> str:
-    weights = [variable.stored for variable in contents.variables]
-    trainable = [variable.stored for variable in contents.variables if variable.is_trainable]
-    counts = [sum(math.prod(stored.shape) for stored in arrays) for arrays in (weights, trainable)]
+    weights = [variable.array for variable in contents.variables]
+    trainable = [variable.array for variable in contents.variables if variable.is_trainable]
+    counts = [sum(math.prod(array.shape) for array in arrays) for arrays in (weights, trainable)]
     total = (
         f"total: {len(weights)} variables, {counts[0]:,} parameters ({counts[1]:,} trainable), "
         f"{sum(map(size, weights)):,} bytes"
     )
     if contents.slots is None:
         return total
-    state = sum(size(stored) for arrays in contents.slots.arrays().values() for stored in arrays)
+    state = sum(size(array) for arrays in contents.slots.arrays().values() for array in arrays)
     return f"{total}, and {state:,} bytes of optimizer state"

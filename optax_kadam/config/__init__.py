@@ -1,1 +1,1 @@
-"""Keras's configuration of an optimizer, read into a transformation and written from `kadam`'s arguments."""
+"""Keras's configuration of an optimizer is read into a transformation, and written from `kadam`'s arguments."""

@@ -1,4 +1,4 @@
-"""Keras's configuration of an optimizer, read into a transformation and written from `kadam`'s arguments."""
+"""`from_config` builds a transformation from a Keras config; `to_config` writes one from `kadam`'s arguments."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -14,33 +14,37 @@ from optax_kadam.config import _values
 from optax_kadam.config._parse import KEYS
 from optax_kadam.config._parse import OptimizerConfig as OptimizerConfig
 from optax_kadam.config._parse import parse as parse
+from optax_kadam.stages._weight_decay import Mask
 
 
 def from_config(
-    config: Mapping[str, Any], *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Any = None
+    config: Mapping[str, object], *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Build the transformation that behaves like the optimizer that a Keras config describes.
 
-    Taken are `get_config()` and `keras.optimizers.serialize()`, also in the older form of two keys, as they are or from
-    JSON, of Adam, AdamW and a LossScaleOptimizer around one, of every generation, with Keras's schedules nested inside.
-    The config itself tells the generation: legacy Keras writes `decay`, tf.keras since 2.11 `jit_compile`. A config
-    written by hand that has neither, nor "legacy" in its module, is Keras 3's. Missing keys mean the defaults.
+    The config is what `get_config()` or `keras.optimizers.serialize()` returns for Adam, AdamW or a LossScaleOptimizer
+    around one, in any generation of Keras and with any of Keras's schedules inside. It may have gone through JSON, and
+    may have the older form of two keys. Its keys tell the generation: legacy Keras writes `decay`, tf.keras since 2.11
+    writes `jit_compile`. A config by hand that has neither, nor "legacy" in its module, is taken for one of Keras 3. A
+    missing key means the default.
 
     As in Keras, `lr` overrides `learning_rate` in the legacy generation, is ignored in tf_keras's, and is an error in
-    Keras 3's. `jit_compile` is left to you. Code that a config holds is never run: a lambda has to be passed again.
+    Keras 3's. `jit_compile` is ignored. Code that a config holds is never run: pass a learning rate that is a lambda
+    as `learning_rate`.
 
     Args:
       config: the config; it is not changed.
-      learning_rate: takes the place of the one in `config`: any that `kadam` takes.
-      weight_decay_mask: see `kadam`. Keras keeps `exclude_from_weight_decay` in no config.
+      learning_rate: any learning rate that `kadam` takes; it takes the place of the one in `config`.
+      weight_decay_mask: see `kadam`. Keras does not write `exclude_from_weight_decay` into a config.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`: `kadam`, inside `dynamic_loss_scale` for a LossScaleOptimizer. A fixed
-      scale (tf_keras and legacy, `dynamic=False`) divides the gradients, and skips no step.
+      An `optax.GradientTransformationExtraArgs`: `kadam` or, for a LossScaleOptimizer, `dynamic_loss_scale` around it.
+      If the scale is fixed (`dynamic=False` in tf_keras and legacy), the gradients are divided by it, and no
+      step is skipped.
 
     Raises:
-      ValueError: naming the key, if the config asks for what cannot be honoured: another class, one registered by
-        someone else, an unknown key, serialized code, or a value that `kadam` refuses.
+      ValueError: if the config cannot be honoured; the message names the key. The class may be another than Adam, or
+        registered by someone else; a key may be unknown; a value may be code, or one that `kadam` refuses.
       TypeError: if `config` is not a mapping, or a value is of the wrong kind.
 
     Example:
@@ -62,21 +66,22 @@ def from_config(
 
 
 def to_config(**kadam_arguments: Any) -> dict[str, Any]:
-    """Write `kadam`'s arguments as Keras 3's `keras.optimizers.serialize()` would: for JSON, files and `deserialize`.
+    """Write `kadam`'s arguments as Keras 3's `keras.optimizers.serialize()` does: for JSON, files and `deserialize`.
 
-    One of our schedules becomes Keras's. The learning rate is rounded to float32, as Keras keeps it. `generation` may
-    be `"tf_keras"` where Keras 3 computes the same bits: without an average, and within Keras 3's single clip.
+    A schedule of `optax_kadam.schedules` is written as Keras's. The learning rate is rounded to float32, as Keras keeps
+    it. `generation` may be `"tf_keras"` if Keras 3 computes the same bits: without an average, and with at most one
+    clip.
 
     Args:
-      **kadam_arguments: keyword arguments of `kadam`; those left out have its defaults.
+      **kadam_arguments: the keyword arguments of `kadam`; one that is left out has its default.
 
     Returns:
       `{"module": "keras.optimizers", "class_name": "Adam", "config": {...}, "registered_name": None}`, with all 15 keys
-      of `Adam.get_config()`. With a `weight_decay` it is AdamW in all but the name.
+      of `Adam.get_config()`. With a `weight_decay`, Keras's Adam does what its AdamW does.
 
     Raises:
-      ValueError: if `kadam` refuses an argument, or Keras 3 has no word for it.
-      TypeError: if `kadam` does not know an argument, or it is of the wrong kind.
+      ValueError: if `kadam` refuses an argument, or a Keras 3 config has no word for it.
+      TypeError: if `kadam` does not know an argument, or if it is of the wrong kind.
 
     Example:
       >>> from optax_kadam import schedules
@@ -87,7 +92,7 @@ def to_config(**kadam_arguments: Any) -> dict[str, Any]:
     References:
       `Adam.get_config` in `keras/src/optimizers/adam.py` (Keras 3.15).
     """
-    kadam(**kadam_arguments)  # Whatever is wrong with an argument is said here.
+    kadam(**kadam_arguments)  # This raises if an argument is wrong.
     defaults = {name: parameter.default for name, parameter in inspect.signature(kadam).parameters.items()}
     given = defaults | kadam_arguments
     for name, remedy in _beyond_keras3(given):
@@ -95,7 +100,7 @@ def to_config(**kadam_arguments: Any) -> dict[str, Any]:
             f"`{name}` must be what a Keras 3 config has a word for. Received: {name}={given[name]!r}. {remedy}"
         )
     kadam_arguments["generation"] = "keras3"
-    kadam(**kadam_arguments)  # Keras 3 refuses the clips that tf_keras combines, and its adaptive epsilon.
+    kadam(**kadam_arguments)  # This raises for what Keras 3 does not know: two clips, adaptive epsilon.
     config = {key: _values.plain(given[key]) for key in KEYS["keras3"]}
     config |= {key: float(config[key]) for key in ("beta_1", "beta_2", "epsilon")}
     config["name"] = given["name"] or "adam"
@@ -104,13 +109,13 @@ def to_config(**kadam_arguments: Any) -> dict[str, Any]:
     return {"module": "keras.optimizers", "class_name": "Adam", "config": config, "registered_name": None}
 
 
-def _beyond_keras3(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the arguments of `kadam` that Keras 3 has no word for, each with its remedy."""
+def _beyond_keras3(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the names of the arguments that a Keras 3 config has no word for, each with a remedy."""
     for name, value in arguments.items():
         if isinstance(value, Tracer):
             yield name, "Call `to_config` outside `jax.jit`."
         elif callable(value) and name in ("beta_1", "beta_2"):
-            yield name, "Keras 3 knows numbers alone here."
+            yield name, "Keras 3 knows numbers alone here: pass one."
     for name in ("mu_dtype", "nu_dtype"):
         if arguments[name] is not None:
             yield name, "Leave it out: Keras keeps the moments in the dtype of the variable."
@@ -124,6 +129,6 @@ def _beyond_keras3(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if arguments["generation"] == "legacy":
         yield "generation", "Leave it out for Keras 3's rounding, and write `decay` as a `schedules.InverseTimeDecay`."
     if arguments["generation"] == "tf_keras" and arguments["use_ema"]:
-        yield "use_ema", "tf_keras's average starts elsewhere than Keras 3's: leave `generation` out for the latter."
+        yield "use_ema", "tf_keras's average starts elsewhere than Keras 3's: leave `generation` out for Keras 3's."
     if arguments["generation"] == "tf_keras" and clip and np.float32(1.0) / np.float32(clip) != np.float32(1.0 / clip):
         yield "global_clipnorm", "tf_keras rounds its reciprocal otherwise: leave `generation` out for Keras 3's."

@@ -1,7 +1,7 @@
-"""What a Keras config says: the generation, `kadam`'s arguments, and the loss scale around them.
+"""A Keras config is read: its generation, `kadam`'s arguments, and the loss scale around them.
 
-Telling is kept apart from building: a file whose learning rate was a lambda can still be read; only building it asks
-for another learning rate. Nothing that a config holds is ever executed.
+Reading and building are two steps. A file whose learning rate was a lambda can be read; only building the
+transformation then asks for another learning rate. Code that a config holds is never run.
 
 Source: `get_config`, `from_config` and `serialize` of `keras/src/optimizers/{base_optimizer,loss_scale_optimizer}.py`
 (Keras 3.15), `tf_keras/src/optimizers/{__init__,optimizer}.py`, `tf_keras/src/optimizers/legacy/optimizer_v2.py` and
@@ -17,32 +17,34 @@ import numpy as np
 import optax
 
 from optax_kadam import _check
+from optax_kadam._generations import Generation
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
 from optax_kadam._precision import arithmetic_dtype
 from optax_kadam.config import _values
 from optax_kadam.stages._loss_scale import dynamic_loss_scale
+from optax_kadam.stages._weight_decay import Mask
 
 # In the order of Keras 3's `get_config`.
 _BASE_KEYS = ("name", "learning_rate", "weight_decay", "clipnorm", "global_clipnorm", "clipvalue")
 _EMA_KEYS = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
 _ADAM_KEYS = ("beta_1", "beta_2", "epsilon", "amsgrad")
 _KERAS3_ONLY = ("loss_scale_factor", "gradient_accumulation_steps")
-_NO_ARGUMENTS = ("lr", "jit_compile", "is_legacy_optimizer")  # Read or left out; never handed to `kadam`.
-KEYS = {
+_NO_ARGUMENTS = ("lr", "jit_compile", "is_legacy_optimizer")  # They are never handed to `kadam`.
+KEYS: dict[Generation, tuple[str, ...]] = {
     "keras3": (*_BASE_KEYS, *_EMA_KEYS, *_KERAS3_ONLY, *_ADAM_KEYS),
     "tf_keras": (*_BASE_KEYS, *_EMA_KEYS, *_ADAM_KEYS, "adaptive_epsilon", *_NO_ARGUMENTS),
     "legacy": (*(key for key in _BASE_KEYS if key != "weight_decay"), *_ADAM_KEYS, "decay", "lr"),
 }
 _WRAPPERS = ("lossscaleoptimizer", "lossscaleoptimizerv1", "lossscaleoptimizerv3")
-# Keras 3 wrote these before 3.12, though none of them did anything, and refuses any other value since.
+# Keras 3 wrote these keys before 3.12 without any effect. Since then, it refuses other values than these.
 _WRAPPER_DEFAULTS = {key: None for key in ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue", *_KERAS3_ONLY)}
 _WRAPPER_DEFAULTS |= {"use_ema": False, "ema_momentum": 0.99, "ema_overwrite_frequency": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """What a `LossScaleOptimizer` says beside its inner optimizer; without growth steps, the scale is fixed."""
+    """The arguments of a `LossScaleOptimizer` beside its inner optimizer. Without growth steps, the scale is fixed."""
 
     initial_scale: float
     dynamic_growth_steps: int | None
@@ -50,21 +52,21 @@ class LossScale:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """What a Keras config says.
+    """A Keras config in terms of this package.
 
     Args:
       generation: `"keras3"`, `"tf_keras"` or `"legacy"`.
       arguments: the keyword arguments of `kadam` that the config sets, without `generation`. `learning_rate` is a
-        number, one of our schedules or a callable; or what the config holds, if it takes Keras to make sense of it.
-      loss_scale: of the `LossScaleOptimizer` around it; None without one.
+        number, a schedule of this package or a callable; or a mapping from the config, if only Keras can read it.
+      loss_scale: the arguments of the `LossScaleOptimizer` around the optimizer; None without one.
     """
 
-    generation: str
+    generation: Generation
     arguments: dict[str, Any]
     loss_scale: LossScale | None = None
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Any = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation; see `from_config`."""
         arguments = dict(self.arguments)
@@ -85,8 +87,8 @@ class OptimizerConfig:
         return dynamic_loss_scale(inner, scale, growth_steps, generation=self.generation)
 
 
-def parse(config: Mapping[str, Any]) -> OptimizerConfig:
-    """Tell the generation and `kadam`'s arguments of a Keras config; the forms and the errors are `from_config`'s."""
+def parse(config: Mapping[str, object]) -> OptimizerConfig:
+    """Return what a Keras config says. `from_config` describes the forms that it may have, and the errors."""
     if not isinstance(config, Mapping):
         raise TypeError(
             "`config` must be a mapping, as `get_config()` or `keras.optimizers.serialize(optimizer)` returns it. "
@@ -104,14 +106,14 @@ def parse(config: Mapping[str, Any]) -> OptimizerConfig:
         return _parse_wrapper(inside)
     generation = _generation(str(config.get("module", "")), inside, "tf_keras" if prefix else "keras3")
     if (prefix and generation != "tf_keras") or (class_name == "adamw" and generation == "legacy"):
-        raise _refused(config)  # Someone else's: Keras has `Custom>` in tf_keras alone, and no AdamW in legacy.
+        raise _refused(config)  # Of Keras's own, only tf_keras has `Custom>`, and legacy no AdamW.
     if class_name == "adamw" and inside.get("weight_decay", 0.004) is None:
         raise ValueError("`weight_decay` must be a number for AdamW. Received: weight_decay=None. Use Adam without it.")
     return _parse_adam({"weight_decay": 0.004, **inside} if class_name == "adamw" else inside, generation)
 
 
-def _class(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the prefix and the name, in lower case as Keras compares them, of a class that is Keras's own."""
+def _class(config: Mapping[str, object]) -> tuple[str, str]:
+    """Return the prefix and the name of a class of Keras's own, in lower case, as Keras compares them."""
     prefix, _, name = str(config["class_name"]).lower().rpartition(">")
     known = name in ("adam", "adamw", *_WRAPPERS) and prefix in ("", "custom") and not (prefix and "module" in config)
     if not (known and _values.is_kerass_own(config)):
@@ -119,7 +121,7 @@ def _class(config: Mapping[str, Any]) -> tuple[str, str]:
     return prefix, name
 
 
-def _refused(config: Mapping[str, Any]) -> ValueError:
+def _refused(config: Mapping[str, object]) -> ValueError:
     received = ", ".join(f"{k}={config[k]!r}" for k in ("class_name", "module", "registered_name") if k in config)
     return ValueError(
         "`class_name` must be Keras's own Adam or AdamW, or a LossScaleOptimizer around one. "
@@ -127,8 +129,8 @@ def _refused(config: Mapping[str, Any]) -> ValueError:
     )
 
 
-def _generation(module: str, config: Mapping[str, Any], otherwise: str = "keras3") -> str:
-    """Tell the generation by the module and by the keys that only one of them writes."""
+def _generation(module: str, config: Mapping[str, object], otherwise: Generation = "keras3") -> Generation:
+    """Return the generation, by the module and by the keys that only one generation writes."""
     parts = module.split(".")
     if "legacy" in parts or config.get("is_legacy_optimizer", False):
         return "legacy"
@@ -141,22 +143,22 @@ def _generation(module: str, config: Mapping[str, Any], otherwise: str = "keras3
     return "tf_keras" if parts[0] == "tf_keras" else otherwise
 
 
-def _parse_adam(config: Mapping[str, Any], generation: str) -> OptimizerConfig:
+def _parse_adam(config: Mapping[str, object], generation: Generation) -> OptimizerConfig:
     for key, value in config.items():
         if key not in KEYS[generation] and not (key == "is_legacy_optimizer" and value):
             raise ValueError(
                 f"`{key}` must be left out of a config with generation={generation!r}, whose Adam does not know it. "
-                f"Received: {key}={value!r}. The keys that it knows: {', '.join(KEYS[generation])}."
+                f"Received: {key}={value!r}. Its Adam knows {', '.join(KEYS[generation])}."
             )
-    kept = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
+    known = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
     if "lr" in config and generation == "legacy":
-        kept["learning_rate"] = config["lr"]
+        known["learning_rate"] = config["lr"]
     read = {"learning_rate": _values.read_learning_rate}
-    return OptimizerConfig(generation, {key: read.get(key, _values.plain)(value) for key, value in kept.items()})
+    return OptimizerConfig(generation, {key: read.get(key, _values.plain)(value) for key, value in known.items()})
 
 
-def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:
-    if "loss_scale" in config:  # TensorFlow 2.1 to 2.3.
+def _parse_wrapper(config: Mapping[str, object]) -> OptimizerConfig:
+    if "loss_scale" in config:  # TensorFlow 2.1 to 2.3 wrote it.
         config = {key: value for key, value in config.items() if key not in ("optimizer", "loss_scale")} | {
             "inner_optimizer": config.get("optimizer"),
             **_first_loss_scale(config["loss_scale"]),
@@ -166,7 +168,7 @@ def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:
         raise TypeError(f"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer={inner!r}.")
     parsed = parse(inner)
     if parsed.loss_scale is not None:
-        raise ValueError("`inner_optimizer` must be Adam or AdamW. Received: another LossScaleOptimizer. Unwrap it.")
+        raise ValueError("`inner_optimizer` must be Adam or AdamW. Received: another LossScaleOptimizer. Unwrap that.")
     is_keras3 = parsed.generation == "keras3"
     for key, value in config.items():
         if key in ("name", "inner_optimizer", "dynamic", "initial_scale", "dynamic_growth_steps"):
@@ -181,7 +183,7 @@ def _parse_wrapper(config: Mapping[str, Any]) -> OptimizerConfig:
     return OptimizerConfig(parsed.generation, arguments, _loss_scale(config, is_keras3))
 
 
-def _loss_scale(config: Mapping[str, Any], is_keras3: bool) -> LossScale:
+def _loss_scale(config: Mapping[str, object], is_keras3: bool) -> LossScale:
     scale, growth_steps = (_values.plain(config.get(key)) for key in ("initial_scale", "dynamic_growth_steps"))
     if config.get("dynamic", True):
         return LossScale(2.0**15 if scale is None else scale, 2000 if growth_steps is None else growth_steps)
@@ -192,15 +194,16 @@ def _loss_scale(config: Mapping[str, Any], is_keras3: bool) -> LossScale:
     if growth_steps is not None:
         raise ValueError(
             "`dynamic_growth_steps` must be None where `dynamic` is False. "
-            f"Received: dynamic_growth_steps={growth_steps!r}."
+            f"Received: dynamic_growth_steps={growth_steps!r}. Leave it out."
         )
     return LossScale(scale, None)
 
 
-def _first_loss_scale(loss_scale: Any) -> dict[str, Any]:
-    """Return what the `loss_scale` of TensorFlow 2.1 to 2.3 is called today."""
-    is_known = isinstance(loss_scale, Mapping) and isinstance(loss_scale.get("config"), Mapping)
-    class_name, config = (loss_scale["class_name"], loss_scale["config"]) if is_known else (None, {})
+def _first_loss_scale(loss_scale: object) -> dict[str, object]:
+    """Return the `loss_scale` of TensorFlow 2.1 to 2.3 under today's names."""
+    class_name, config = None, {}
+    if isinstance(loss_scale, Mapping) and isinstance(loss_scale.get("config"), Mapping):
+        class_name, config = loss_scale["class_name"], loss_scale["config"]
     if class_name == "FixedLossScale":
         return {"dynamic": False, "initial_scale": config.get("loss_scale_value")}
     if class_name != "DynamicLossScale" or config.get("multiplier", 2) != 2:

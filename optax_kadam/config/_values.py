@@ -1,9 +1,9 @@
-"""The values of a Keras config: numbers that numpy or JAX wrapped, and nested schedules."""
+"""The values of a Keras config are read and written: numbers that numpy or JAX wraps, and nested schedules."""
 
 import dataclasses
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ KERAS_PACKAGES = ("keras", "tf_keras", "tensorflow")
 _WRAPPED = ("__numpy__", "__tensor__")
 
 
-def is_kerass_own(serialized: Mapping[str, Any]) -> bool:
-    """Tell whether a serialized object is of a class of Keras's, not of one of the same name elsewhere.
+def is_kerass_own(serialized: Mapping[str, object]) -> bool:
+    """Return whether a serialized object is of a class of Keras's, and not of one of the same name elsewhere.
 
     Keras writes None for the module of a class that it does not export. The older form has no module at all.
     """
@@ -27,10 +27,10 @@ def is_kerass_own(serialized: Mapping[str, Any]) -> bool:
     return is_kerass and registered in (name, f"custom>{name}")
 
 
-def plain(value: Any) -> Any:
-    """Return `value` with what Keras, numpy or JAX wrapped a number or a list in taken off; it may be nested.
+def plain(value: object) -> Any:
+    """Return `value` in Python's own types, without what Keras, numpy or JAX wraps numbers and lists in.
 
-    A number keeps the value of its dtype: `np.float32(0.9)` is 0.8999999761581421, with which Keras goes on too.
+    A number keeps the value that it has in its dtype: `np.float32(0.9)` becomes 0.8999999761581421, as in Keras.
     """
     if isinstance(value, Mapping):
         if value.get("class_name") in _WRAPPED:
@@ -50,19 +50,36 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
 
 
-def read_learning_rate(value: Any) -> Any:
-    """Return a learning rate of a config as `kadam` takes it; what only running Keras could tell stays as it is."""
+class _Schedule(Protocol):
+    """A schedule of Keras's or of this package."""
+
+    def get_config(self) -> Mapping[str, object]: ...
+
+
+def _is_keras_schedule(value: object) -> TypeGuard[_Schedule]:
+    """Return whether `value` is an object of one of Keras's own schedules."""
+    kind = type(value)
+    return kind.__name__ in schedules.__all__ and kind.__module__.split(".")[0] in KERAS_PACKAGES
+
+
+def _is_own_schedule(value: object) -> TypeGuard[_Schedule]:
+    """Return whether `value` is a schedule of this package."""
+    kind = type(value)
+    return kind.__name__ in schedules.__all__ and getattr(schedules, kind.__name__) is kind
+
+
+def read_learning_rate(value: object) -> object:
+    """Return a learning rate of a config as `kadam` takes it, or as it is if only Keras can read it."""
     if isinstance(value, Mapping) and value.get("class_name") in schedules.__all__ and is_kerass_own(value):
         return _build_schedule(value["class_name"], plain(value.get("config", {})))
-    kind: Any = type(value)
-    if kind.__name__ in schedules.__all__ and kind.__module__.split(".")[0] in KERAS_PACKAGES:  # A live one of Keras's.
-        return _build_schedule(kind.__name__, plain(kind.get_config(value)))
+    if _is_keras_schedule(value):
+        return _build_schedule(type(value).__name__, plain(value.get_config()))
     if isinstance(value, Mapping) and value.get("class_name") not in _WRAPPED:
         return value
     return plain(value)
 
 
-def _build_schedule(class_name: str, config: dict[str, Any]) -> Any:
+def _build_schedule(class_name: str, config: dict[str, object]) -> object:
     kind = getattr(schedules, class_name)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in config:
@@ -80,14 +97,13 @@ def _build_schedule(class_name: str, config: dict[str, Any]) -> Any:
     return kind.from_config(config)
 
 
-def write_schedule(schedule: Any) -> dict[str, Any] | None:
-    """Return the form in which Keras 3 serializes one of our schedules; None for anything else."""
-    class_name = type(schedule).__name__
-    if class_name not in schedules.__all__ or getattr(schedules, class_name) is not type(schedule):
+def write_schedule(schedule: object) -> dict[str, object] | None:
+    """Return a schedule of this package as Keras 3 serializes it, or None for anything else."""
+    if not _is_own_schedule(schedule):
         return None
     return {
         "module": "keras.optimizers.schedules",
-        "class_name": class_name,
+        "class_name": type(schedule).__name__,
         "config": plain(schedule.get_config()),
         "registered_name": None,
     }

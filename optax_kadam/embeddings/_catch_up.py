@@ -148,7 +148,8 @@ def record_step(
 ) -> Missed:
     """Return the ring after the step that follows the first `iterations`, whose weight decay takes `decayed`."""
     opened = (iterations + 1) % window.history
-    # The entries that this step is term 1, 2, ... of. Before step K, some are of no step yet: opening one empties it.
+    # This step is term j of the entry opened j steps ago. Before step K some entries do not exist yet; they are reset
+    # when they are opened.
     entries = (iterations - np.arange(len(window.weights), dtype=np.int32)) % window.history
     log_decay, factor = missed.log_decay, alpha
     if log_decay is not None and decayed is not None:
@@ -172,7 +173,7 @@ def _difference(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 class Moments(NamedTuple):
-    """Those of some rows, in float32."""
+    """The moments of some rows, in float32."""
 
     mu: jax.Array
     nu: jax.Array
@@ -190,7 +191,8 @@ def catch_up(
 ) -> tuple[jax.Array, Moments]:
     """Return what the steps from `last_visit`, one number for each row, to `iterations` add to the rows' values.
 
-    And the moments as they leave them. The values are not added to: who takes a step next rounds once for both.
+    The moments are returned as these steps leave them. The change of the values is returned, not added, so that a
+    following step adds both with one rounding.
     """
 
     def per_row(scalars: jax.Array) -> jax.Array:

@@ -7,76 +7,34 @@ gradient of zero if need be: 1 in 16384, with most betas.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_kadam import _check
-from optax_kadam._hyperparameter import Hyperparameter, at_step, takes_no_argument
-from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows, zeros_like
-from optax_kadam.embeddings._catch_up import Missed, Moments, Window, catch_up, no_steps, record_step, window_of
-from optax_kadam.stages._adam import _Scalars, adam_moments, adam_step
-
-
-class _DeferredTable(NamedTuple):
-    values: jax.Array  # p, shape=(rows, ...): each row as of its last visit.
-    mu: jax.Array  # m, float32, likewise.
-    nu: jax.Array  # v, float32, likewise.
-    nu_max: jax.Array | None  # The running maximum of v, float32; None without AMSGrad.
-    last_visit: jax.Array  # shape=(rows,), dtype=int32: the steps that a row has taken.
-    iterations: jax.Array  # shape=(), dtype=int32: the steps that the table has taken.
-    learning_rate: jax.Array  # shape=(), dtype=float32: what the last step used; before the first, what it will use.
-    missed: Missed  # What the steps since each possible last visit add up to.
-
-
-class DeferredTable(_DeferredTable):
-    """The state of `deferred_rows`: the table, its moments, and what its rows have yet to catch up with."""
-
-    __slots__ = ()
-
-    # A NamedTuple calls it final, and it is where `optax.tree.set` can be met.
-    def _replace(self, **fields: Any) -> "DeferredTable":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Set fields as `optax.tree.set` does, keeping the arrays' dtype and placement: a new type is a recompile."""
-        if "learning_rate" in fields and isinstance(self.learning_rate, jax.Array):
-            fields["learning_rate"] = jnp.full_like(self.learning_rate, fields["learning_rate"])
-        return super()._replace(**fields)
-
-
-class _Rows(NamedTuple):
-    """What a table has for each row, for some rows or for all."""
-
-    values: jax.Array
-    moments: Moments
-    last_visit: jax.Array
-
-
-class _Init(Protocol):
-    def __call__(self, values: jax.Array) -> DeferredTable: ...
-
-
-class _Read(Protocol):
-    def __call__(self, table: DeferredTable, indices: jax.Array) -> tuple[jax.Array, DeferredTable]: ...
-
-
-class _Update(Protocol):
-    def __call__(self, table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable: ...
-
-
-class _Flush(Protocol):
-    def __call__(self, table: DeferredTable) -> tuple[jax.Array, DeferredTable]: ...
+from optax_kadam import _call, _check
+from optax_kadam._hyperparameter import Hyperparameter
+from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
+from optax_kadam._xla import zeros_like
+from optax_kadam.embeddings import _table
+from optax_kadam.embeddings._catch_up import Moments, Window, catch_up, no_steps, record_step, window_of
+from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, TableRows
+from optax_kadam.stages._adam import Scalars, adam_maximum, adam_moments, adam_step
+from optax_kadam.stages._learning_rate import learning_rate_of
 
 
 class DeferredRows(NamedTuple):
     """What can be done with a table: pure functions."""
 
-    init: _Init  # values -> table
-    read: _Read  # table, indices -> rows, table
-    update: _Update  # table, indices, gradients -> table
-    flush: _Flush  # table -> values, table
+    init: Callable[[jax.Array], DeferredTable]  # values -> table
+    read: Callable[[DeferredTable, jax.Array], tuple[jax.Array, DeferredTable]]  # table, indices -> rows, table
+    update: Callable[[DeferredTable, jax.Array, jax.Array], DeferredTable]  # table, indices, gradients -> table
+    flush: Callable[[DeferredTable], tuple[jax.Array, DeferredTable]]  # table -> values, table
 
 
+@_call.named
 def deferred_rows(
     learning_rate: Hyperparameter = 0.001,
     beta_1: float = 0.9,
@@ -157,36 +115,28 @@ def deferred_rows(
     _check.boolean("amsgrad", amsgrad)
     decay = None if weight_decay is None else _check.number("weight_decay", weight_decay, (">=", 0.0))
     decays = isinstance(decay, jax.Array) or bool(decay)
-    rate_at = at_step("learning_rate", learning_rate)
-    lives_in_state = not callable(learning_rate) and not isinstance(learning_rate, jax.Array)
+    owner = learning_rate_of(learning_rate)
     window = window_of(beta_1, beta_2, bool(amsgrad))
 
-    def rate_of(iterations: jax.Array) -> jax.Array:
-        return jnp.asarray(rate_at(iterations)).astype(jnp.float32)
-
-    def caught_up(table: DeferredTable, rows: _Rows) -> tuple[jax.Array, Moments]:
+    def caught_up(table: DeferredTable, rows: TableRows) -> tuple[jax.Array, Moments]:
         return catch_up(window, table.missed, epsilon_hat, *rows, table.iterations)
 
     def init(values: jax.Array) -> DeferredTable:
-        values = _table_values(values)
-        iterations = jnp.zeros((), jnp.int32)
-        if callable(learning_rate) and takes_no_argument(learning_rate):
-            rate = jnp.zeros((), jnp.float32)  # Not asked before the first step: asking may change what it answers.
-        else:
-            rate = jnp.array(rate_of(iterations), copy=True)
-        zeros = lambda: zeros_like(values, jnp.float32)  # noqa: E731
-        nu_max = zeros() if amsgrad else None
+        values = _table.table_values(values)
+        mu, nu, nu_max = (zeros_like(values, jnp.float32) for _ in range(3))
         last_visit = zeros_like(jnp.sum(values, tuple(range(1, values.ndim))), jnp.int32)
+        make = DeferredTable if owner.is_held else ComputedDeferredTable
         missed = no_steps(window, decays)
-        return DeferredTable(values, zeros(), zeros(), nu_max, last_visit, iterations, rate, missed)
+        iterations = jnp.zeros((), jnp.int32)
+        return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed)
 
     def read(table: DeferredTable, indices: jax.Array) -> tuple[jax.Array, DeferredTable]:
         indices = jnp.asarray(indices)
         return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices), table
 
     def rows_of(table: DeferredTable, indices: jax.Array) -> jax.Array:
-        indices = _in_range(table, indices)
-        rows = _gather(table, indices)
+        indices = _table.in_range(table, indices)
+        rows = _table.rows_at(table, indices)
         change, _ = caught_up(table, rows)
         return (rows.values + change).astype(table.values.dtype)
 
@@ -194,148 +144,57 @@ def deferred_rows(
         return in_auto_axes(step, jax.tree.map(spec_of, table), table, indices, gradients)
 
     def step(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
-        indices = _in_range(table, indices)
-        indices, gradients = _sum_duplicates(table, indices, gradients, _whose_turn(table, window))
-        rate = table.learning_rate if lives_in_state else rate_of(table.iterations)
+        indices = _table.in_range(table, indices)
+        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
+        rate = owner.at(table.learning_rate, table.iterations)
         iterations = jnp.asarray(optax.safe_increment(table.iterations))
         scalars = _scalars(beta_1, beta_2, epsilon_hat, rate, iterations)
-        rows = _gather(table, indices)
+        rows = _table.rows_at(table, indices)
         change, moments = caught_up(table, rows)
         if decay is not None:
             change = change - (rows.values + change) * decay * rate
         mu, nu = adam_moments(gradients, moments.mu, moments.nu, scalars)
-        leaf = adam_step(mu, nu, moments.nu_max, scalars)
-        moments = Moments(leaf.mu, leaf.nu, leaf.nu_max if amsgrad else None)
-        last_visit = _after(rows.last_visit, gradients, iterations)
-        table = _scatter(table, indices, _Rows(rows.values + (change - leaf.step), moments, last_visit))
+        nu_max = None if moments.nu_max is None else adam_maximum(moments.nu_max, nu)
+        change = change - adam_step(mu, nu if nu_max is None else nu_max, scalars)
+        last_visit = _table.visited_at(iterations, rows, gradients)
+        rows = TableRows(rows.values + change, Moments(mu, nu, nu_max), last_visit)
+        table = _table.with_rows_at(table, indices, rows)
         decayed = decay * rate if decay is not None and decays else None
         missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
-        return table._replace(iterations=iterations, learning_rate=rate, missed=missed)
+        return table._make((*table[:5], iterations, rate, missed))
 
     def flush(table: DeferredTable) -> tuple[jax.Array, DeferredTable]:
         table = in_auto_axes(caught_up_table, jax.tree.map(spec_of, table), table)
         return table.values, table
 
     def caught_up_table(table: DeferredTable) -> DeferredTable:
-        rows = _in_float32(_rows_of(table))
+        rows = _table.in_float32(_table.all_rows(table))
         change, moments = caught_up(table, rows)
         last_visit = jnp.maximum(rows.last_visit, table.iterations)  # Not `full_like`: it lies as it did.
-        return _with_rows(table, _Rows((rows.values + change).astype(table.values.dtype), moments, last_visit))
+        return _table.with_all_rows(
+            table, TableRows((rows.values + change).astype(table.values.dtype), moments, last_visit)
+        )
 
     return DeferredRows(init, read, update, flush)
 
 
-def _known(name: str, beta: Any) -> float:
+def _known(name: str, beta: object) -> float:
     """Return a beta as a float: the window is laid out when the functions are built."""
     if callable(beta) or isinstance(beta, jax.Array):
         raise TypeError(f"`{name}` must be a number that never changes. Received: {name}={beta!r}. Pass a float.")
     return float(_check.number(name, beta, (">=", 0.0), ("<", 1.0)))
 
 
-def _table_values(values: Any) -> jax.Array:
-    values = jnp.array(values, copy=True)  # The table may be donated; a caller's array may not.
-    if values.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        raise TypeError(
-            f"`values` must be float32, bfloat16 or float16. Received: {values.dtype.name}{list(values.shape)}. Missed "
-            "steps are summed to float32's resolution: convert with `astype(jnp.float32)`."
-        )
-    if values.ndim == 0 or not 0 < values.shape[0] < jnp.iinfo(jnp.int32).max:
-        raise ValueError(
-            f"`values` must have at least one row, and fewer than {jnp.iinfo(jnp.int32).max}. Received: shape "
-            f"{values.shape}. The first axis is that of the rows."
-        )
-    return values
-
-
-def _in_range(table: DeferredTable, indices: Any) -> jax.Array:
-    """Return `indices` as int32, with all padding past the end: a negative one would count from there."""
-    indices, rows = jnp.asarray(indices), table.values.shape[0]
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(
-            f"`indices` must be integers. Received: {indices.dtype.name}{list(indices.shape)}. Convert them with "
-            "`astype(jnp.int32)`."
-        )
-    if rows - 1 > jnp.iinfo(indices.dtype).max:
-        raise ValueError(
-            f"`indices` must have a dtype that can name each of {rows} rows. Received: {indices.dtype.name}, which "
-            f"ends at {jnp.iinfo(indices.dtype).max}. Convert them with `astype(jnp.int32)`."
-        )
-    is_padding = (indices < 0) | (indices > rows - 1)
-    return jnp.where(is_padding, jnp.int32(rows), indices.astype(jnp.int32))
-
-
-def _sum_duplicates(
-    table: DeferredTable, indices: jax.Array, gradients: Any, more: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return the distinct indices in order, filled up with distinct padding, and the summed gradient of each.
-
-    The indices of `more` are among them, and add a gradient of zero.
-    """
-    gradients, row_shape = jnp.asarray(gradients), table.values.shape[1:]
-    if not jnp.issubdtype(gradients.dtype, jnp.floating):
-        raise TypeError(f"`gradients` must be floating-point numbers. Received: {gradients.dtype.name}.")
-    if gradients.shape != indices.shape + row_shape:
-        raise ValueError(
-            f"`gradients` must have the shape of the rows that `indices` name, {indices.shape + row_shape}. Received: "
-            f"{gradients.shape} for indices of shape {indices.shape} into a table of shape {table.values.shape}. "
-            "Differentiate with respect to what `read` returned."
-        )
-    rows, size = table.values.shape[0], indices.size + more.size
-    every = jnp.concatenate([indices.ravel(), more])
-    distinct, place = jnp.unique(every, return_inverse=True, size=size, fill_value=rows)
-    gradients = gradients.astype(jnp.float32).reshape((indices.size, *row_shape))
-    sums = jax.ops.segment_sum(gradients, place[: indices.size], size)
-    return jnp.where(distinct < rows, distinct, rows + jnp.arange(size, dtype=jnp.int32)), sums
-
-
 def _scalars(
     beta_1: float, beta_2: float, epsilon: float | jax.Array, rate: jax.Array, iterations: jax.Array
-) -> _Scalars:
+) -> Scalars:
     """Return what the equation of `_adam` needs, in float32."""
     # Not `1 - power(beta, t)`, as in `scale_by_kadam`: in float32 that is 1.3e-5 off at the first steps for Keras's
     # beta_2, which is most of what a float32 sweep is off by.
     t = iterations.astype(jnp.float32)
-    bias_1, bias_2 = (-jnp.expm1(t * (math.log(beta) if beta else -math.inf)) for beta in (beta_1, beta_2))
+    bias_1, bias_2 = (-jnp.expm1(t * math.log(beta)) if beta else jnp.ones_like(t) for beta in (beta_1, beta_2))
     alpha = rate * jnp.sqrt(bias_2) / bias_1
-    return _Scalars(alpha, *(jnp.asarray(scalar, jnp.float32) for scalar in (1 - beta_1, 1 - beta_2, epsilon)))
-
-
-def _rows_of(table: DeferredTable) -> _Rows:
-    """Return what the table has for each row."""
-    return _Rows(table.values, Moments(table.mu, table.nu, table.nu_max), table.last_visit)
-
-
-def _with_rows(table: DeferredTable, rows: _Rows) -> DeferredTable:
-    return table._replace(values=rows.values, **rows.moments._asdict(), last_visit=rows.last_visit)
-
-
-def _gather(table: DeferredTable, indices: jax.Array) -> _Rows:
-    """Return the rows, zeros for padding."""
-    return _in_float32(jax.tree.map(lambda array: array.at[indices].get(mode="fill", fill_value=0), _rows_of(table)))
-
-
-def _in_float32(rows: _Rows) -> _Rows:
-    return rows._replace(values=rows.values.astype(jnp.float32))
-
-
-def _scatter(table: DeferredTable, indices: jax.Array, rows: _Rows) -> DeferredTable:
-    """Put the rows at distinct indices in order."""
-
-    def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        new = new.astype(array.dtype)
-        return array.at[indices].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
-
-    return _with_rows(table, jax.tree.map(put, _rows_of(table), rows))
-
-
-def _after(last_visit: jax.Array, gradients: jax.Array, iterations: jax.Array) -> jax.Array:
-    """Return `iterations` for each row, in a way that makes it depend on the last visit and on the gradients.
-
-    As everything else does that is put into the table: otherwise the compiler does not see that the rows are read
-    before they are written, here and in `read`, and copies this array at every step.
-    """
-    is_nan = jnp.isnan(gradients).any(axis=tuple(range(1, gradients.ndim)))
-    return jnp.minimum(jnp.maximum(last_visit, iterations) + is_nan.astype(jnp.int32), iterations)
+    return Scalars(alpha, *(jnp.asarray(scalar, jnp.float32) for scalar in (1 - beta_1, 1 - beta_2, epsilon)))
 
 
 def _whose_turn(table: DeferredTable, window: Window) -> jax.Array:

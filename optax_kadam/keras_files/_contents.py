@@ -1,35 +1,39 @@
-"""What a Keras file holds, whatever its format, before an array of it is read."""
+"""`Contents`: what a Keras file of any format holds, before any of its arrays is read."""
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Self, TypeVar
 
-from optax_kadam.keras_files._stored import Stored
+from optax_kadam._generations import Generation
+from optax_kadam.keras_files._lazy_array import LazyArray
 
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
     """A variable of the model."""
 
-    path: str  # As Keras names it: `model/dense/kernel`, in tf_keras `dense/kernel:0`.
-    stored: Stored
+    path: str  # Keras's own name for it: `model/dense/kernel`; in tf_keras `dense/kernel:0`.
+    array: LazyArray
     is_trainable: bool = True
 
 
-NEEDS_CONFIG = "Hand its configuration: `load_keras(path, config=optimizer.get_config())`."
-# Keras's optimizers that keep arrays like Adam's, by the names that they have unless they are given one.
+NEEDS_CONFIG = "Hand over its configuration: `load_keras(path, config=optimizer.get_config())`."
+# The default names of those of Keras's other optimizers whose arrays look like Adam's in a file.
 _LIKE_ADAM = re.compile(r"(adadelta|adamax|ftrl|lamb|nadam)(_\d+)?", re.IGNORECASE)
 _NOT_TRAINABLE = re.compile(r".*/(moving_mean|moving_variance)(:0)?")
 
 
-def guessed(variable: Variable) -> Variable:
-    """Return the variable of a model that was saved without its optimizer, trainable by what its name suggests."""
+def with_guessed_trainability(variable: Variable) -> Variable:
+    """Return `variable`, marked as not trainable if it has the name of a moving statistic.
+
+    A model that was saved without its optimizer does not say which variables are trained.
+    """
     return dataclasses.replace(variable, is_trainable=not _NOT_TRAINABLE.fullmatch(variable.path))
 
 
 def check_name(optimizer: str) -> None:
-    """Refuse an optimizer, of which no configuration is known, if its name is that of another than Adam."""
+    """Raise if `optimizer` is the name of another optimizer than Adam; only needed where there is no configuration."""
     if _LIKE_ADAM.fullmatch(optimizer):
         raise ValueError(
             f"The optimizer must be an Adam. Received: one that is called {optimizer!r}, without a configuration. "
@@ -39,29 +43,43 @@ def check_name(optimizer: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The state of an Adam: its scalars, and for each trainable variable, in Keras's order, its arrays.
+    """The state of an Adam: its scalars, and its arrays for the trainable variables, in Keras's order.
 
-    None for what the optimizer does not have, or the format does not store.
+    A field is None where the optimizer does not have it, or the format does not store it.
     """
 
-    iterations: Stored
-    learning_rate: Stored | None
-    mu: Sequence[Stored]
-    nu: Sequence[Stored]
-    nu_max: Sequence[Stored] | None = None
-    average: Sequence[Stored] | None = None
-    accumulator: Sequence[Stored] | None = None
-    step_counter: Stored | None = None  # Of a loss scale around it, as is the next.
-    dynamic_scale: Stored | None = None
+    iterations: LazyArray
+    learning_rate: LazyArray | None
+    mu: Sequence[LazyArray]
+    nu: Sequence[LazyArray]
+    nu_max: Sequence[LazyArray] | None = None
+    average: Sequence[LazyArray] | None = None
+    accumulator: Sequence[LazyArray] | None = None
+    step_counter: LazyArray | None = None  # This and the next belong to the `LossScaleOptimizer` around it.
+    dynamic_scale: LazyArray | None = None
 
-    def arrays(self) -> dict[str, Sequence[Stored]]:
-        """Return the lists that there are, by the names that they have in the state of `kadam`."""
+    @classmethod
+    def from_lists(
+        cls,
+        iterations: LazyArray,
+        learning_rate: LazyArray | None,
+        lists: Mapping[str, Sequence[LazyArray]],
+        step_counter: LazyArray | None = None,
+        dynamic_scale: LazyArray | None = None,
+    ) -> Self:
+        """Return the slots with the arrays of `lists`, which are named like the fields; both moments must be there."""
+        nu_max, average, accumulator = (lists.get(name) for name in ("nu_max", "average", "accumulator"))
+        moments = lists["mu"], lists["nu"]
+        return cls(iterations, learning_rate, *moments, nu_max, average, accumulator, step_counter, dynamic_scale)
+
+    def arrays(self) -> dict[str, Sequence[LazyArray]]:
+        """Return the lists that are not None by their names, which are those in the state of `kadam`."""
         lists = {name: getattr(self, name) for name in ("mu", "nu", "nu_max", "average", "accumulator")}
         return {name: arrays for name, arrays in lists.items() if arrays is not None}
 
 
 def with_unique_paths(variables: Iterable[Variable]) -> list[Variable]:
-    """Tell apart the variables of nested models, to which Keras gives one path: the second is `path#2`."""
+    """Return the variables with distinct paths: of those that Keras gives the same path, the second has `path#2`."""
     seen: dict[str, int] = {}
     unique = []
     for variable in variables:
@@ -71,13 +89,42 @@ def with_unique_paths(variables: Iterable[Variable]) -> list[Variable]:
     return unique
 
 
+def check_shapes(variables: Sequence[Variable], moments: Sequence[LazyArray], remedy: str) -> None:
+    """Raise, naming the variable, if a moment does not have the shape of its variable."""
+    for variable, moment in zip(variables, moments, strict=True):
+        if variable.array.shape != moment.shape:
+            raise ValueError(
+                f"A moment must have the shape of its variable. Received: {moment.shape} for {variable.path!r} "
+                f"of shape {variable.array.shape}. {remedy}"
+            )
+
+
+_Key = TypeVar("_Key")
+
+
+def missing_slot(slots: Mapping[str, Collection[_Key]]) -> tuple[str, _Key] | None:
+    """Return a slot and a variable that lacks it, though it has another, or None if there is no such variable.
+
+    Args:
+      slots: the variables that have it, for each slot. Every variable must have a first and a second moment.
+    """
+    variables = dict.fromkeys(variable for owners in slots.values() for variable in owners)
+    pairs = ((slot, variable) for slot in ("mu", "nu", *slots) for variable in variables)
+    return next(((slot, variable) for slot, variable in pairs if variable not in slots.get(slot, ())), None)
+
+
+def counted(slots: Mapping[str, Collection[object]]) -> str:
+    """Return how many arrays there are of each slot, for a message."""
+    return ", ".join(f"{len(arrays)} of {slot}" for slot, arrays in slots.items()) or "no slots"
+
+
 @dataclasses.dataclass(frozen=True)
 class Contents:
     """What a Keras file holds."""
 
-    generation: str
-    config: Mapping[str, Any] | None  # The serialized optimizer.
-    variables: Sequence[Variable]  # The trainable ones in the order of the slots.
+    generation: Generation
+    config: Mapping[str, object] | None  # The serialized optimizer.
+    variables: Sequence[Variable]  # The trainable ones are in the order of the slots.
     slots: Slots | None
 
     def __post_init__(self) -> None:

@@ -1,14 +1,15 @@
-"""Which leaf of a tree is which of Keras's variables: by path, never by position unless a flat list asks for it."""
+"""Each leaf of a tree is matched with one of Keras's variables: by its path or, in a flat list, by its position."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
+import numpy as np
 
 Rename = Mapping[str, str] | Callable[[str], str | None] | None
+Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
-# What Flax calls what Keras calls otherwise: variables, and a layer inside of attention.
+# Keras's names of variables and of a layer inside attention, where Flax has another.
 _VARIABLES = {
     "alpha": "negative_slope",
     "beta": "bias",
@@ -18,7 +19,7 @@ _VARIABLES = {
     "moving_variance": "var",
 }
 _LAYERS = {"attention_output": "out"}
-_COLLECTIONS = ("params", "batch_stats")  # Of Flax Linen: the first part of a path, which Keras does not have.
+_COLLECTIONS = ("params", "batch_stats")  # Flax Linen's paths begin so, and Keras's do not.
 
 
 def flax_path(path: str, *, without_model: bool = False) -> str:
@@ -28,19 +29,19 @@ def flax_path(path: str, *, without_model: bool = False) -> str:
 
 
 def model_name(paths: Iterable[str]) -> str | None:
-    """Return the first part of the paths if all share it and have more: the name of the model."""
+    """Return the name of the model: the first part of the paths, if it is the same in all and more follows in each."""
     firsts = {path.partition("/")[0] if "/" in path else None for path in paths}
     return firsts.pop() if len(firsts) == 1 else None
 
 
-def owners(tree: Any, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
-    """Return, for each leaf of `tree`, the path of Keras's variable that it is.
+def match_leaves(tree: object, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
+    """Return, for each leaf of `tree`, the path of the one of Keras's variables that it is.
 
     Args:
-      tree: the tree; a flat list is matched by position.
-      variables: Keras's paths, those that are required first, in its order.
-      rename: see `KerasTraining.restore`.
-      required: those of them that must be leaves.
+      tree: a tree of arrays; the leaves of a flat list are matched by position.
+      variables: the paths of Keras's variables in Keras's order, first those in `required`.
+      rename: what Keras's paths are called in `tree`: see `KerasTraining.restore`.
+      required: the paths of the variables that must be leaves of `tree`.
 
     Raises:
       ValueError: if a leaf or a variable has no counterpart, or more than one.
@@ -48,18 +49,19 @@ def owners(tree: Any, variables: Sequence[str], rename: Rename, required: Sequen
     leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(tree)]
     if isinstance(tree, list | tuple) and jax.tree.structure(tree) == jax.tree.structure([0] * len(leaves)):
         if len(leaves) not in (len(variables), len(required)):
+            wanted = required or variables
             raise ValueError(
                 f"A list must hold an array for each of Keras's trainable variables. Received: {len(leaves)} arrays "
-                f"for {', '.join(required)}."
+                f"for {len(wanted)} variables: {', '.join(wanted)}."
             )
         return list(variables)[: len(leaves)]
     known = _known_as(variables, rename)
     found = [known.get(path, []) for path in leaves]
-    twice = next((i for i, paths in enumerate(found) if len(paths) > 1), None)
-    if twice is not None:
+    ambiguous = next((i for i, paths in enumerate(found) if len(paths) > 1), None)
+    if ambiguous is not None:
         raise ValueError(
-            f"A leaf must be one of Keras's variables. Received: {leaves[twice]!r}, which could be "
-            f"{' or '.join(found[twice])}. Say which with `rename`."
+            f"A leaf must be one of Keras's variables. Received: {leaves[ambiguous]!r}, which could be "
+            f"{' or '.join(found[ambiguous])}. Say which with `rename`."
         )
     matched = [path for paths in found for path in paths]
     missing = [leaf for leaf, paths in zip(leaves, found, strict=True) if not paths]
@@ -69,18 +71,18 @@ def owners(tree: Any, variables: Sequence[str], rename: Rename, required: Sequen
     return matched
 
 
-def leaf_path(path: Any) -> str:
-    """Return the path of a leaf as Flax would write it: `d1/kernel`."""
+def leaf_path(path: Sequence[object]) -> str:
+    """Return the path of a leaf as Flax writes it: `d1/kernel`."""
     names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":
-        names.pop()  # What a variable of Flax NNX holds.
+        names.pop()  # A variable of Flax NNX holds its array so.
     if len(names) > 1 and names[0] in _COLLECTIONS:
         names = names[1:]
     return "/".join(names).removesuffix(":0")
 
 
 def _known_as(variables: Sequence[str], rename: Rename) -> dict[str, list[str]]:
-    """Return Keras's variables by each path that may mean them; the more literal one first."""
+    """Return Keras's variables by every path that may mean them; a path of Keras's goes before a translated one."""
     model = model_name(variables)
     known: dict[str, list[str]] = {}
     for literal in (True, False):
@@ -95,7 +97,7 @@ def _known_as(variables: Sequence[str], rename: Rename) -> dict[str, list[str]]:
 
 
 def renamed(path: str, rename: Rename) -> str:
-    """Return the path as the user renames it."""
+    """Return `path` with the replacements of `rename` made, and unchanged if none applies."""
     if rename is None:
         return path
     if callable(rename):

@@ -1,4 +1,7 @@
-"""Telling what stands at a path, and opening it: each format has a reader, all give `Contents`."""
+"""`opened`: a path is opened by the container and the layout of the format that is found there.
+
+This is the only file that knows both: a container reads named arrays out of bytes, a layout makes `Contents` of them.
+"""
 
 import contextlib
 import pathlib
@@ -6,10 +9,10 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive, open_archive, parse_json, read_shards
+from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive, open_archive, read_shards
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
 from optax_kadam.keras_files.containers._tf_checkpoint import read_checkpoint
 from optax_kadam.keras_files.layouts._graphs import graph_contents
@@ -17,16 +20,19 @@ from optax_kadam.keras_files.layouts._named import named_contents
 from optax_kadam.keras_files.layouts._numbered import numbered_contents
 from optax_kadam.keras_files.layouts._saved_model import optimizer_config
 
-# What a damaged file makes a reader raise, on the way to what only a look at the whole could tell.
+# The errors that the readers raise on damaged bytes.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, MemoryError, OSError)
 _DAMAGE += (TypeError, LookupError, AttributeError, OverflowError)
 
 
 @contextlib.contextmanager
 def opened(
-    path: pathlib.Path, config: Mapping[str, Any] | None = None, trainable: Sequence[str] | None = None
+    path: pathlib.Path, config: Mapping[str, object] | None = None, trainable: Sequence[str] | None = None
 ) -> Iterator[Contents]:
-    """Tell what stands at `path`, and yield what it holds; its arrays can be read until this context is left."""
+    """Yield the contents of the file at `path`. Their arrays can be read until the context is left.
+
+    The arguments are those of `load_keras`.
+    """
     with contextlib.ExitStack() as until_left:
         try:
             contents = _contents(path, config, trainable, until_left)
@@ -35,14 +41,14 @@ def opened(
         except _DAMAGE as error:
             raise ValueError(
                 f"A Keras file must be whole: {' '.join(str(error).split()) or type(error).__name__}. "
-                f"Received: {str(path)!r}. It is damaged or cut off: copy it again."
+                f"Received: path={str(path)!r}. The file is damaged or cut off: copy it again."
             ) from error
         yield contents
 
 
 def _contents(
     path: pathlib.Path,
-    config: Mapping[str, Any] | None,
+    config: Mapping[str, object] | None,
     trainable: Sequence[str] | None,
     until_left: contextlib.ExitStack,
 ) -> Contents:
@@ -70,7 +76,7 @@ def _contents(
         )
         return numbered_contents(shards, None, config, None, trainable)
     raise ValueError(
-        f"`path` must be a file that Keras saved. Received: path={str(path)!r}, which is none that is known. "
+        f"`path` must be a file that Keras saved. Received: path={str(path)!r}, which has none of Keras's formats. "
         "Save the model with `model.save('model.keras')`."
     )
 
@@ -83,23 +89,25 @@ def _starts_with(path: pathlib.Path, signature: bytes) -> bool:
 def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
     shard = path.with_name(name)
     if not shard.is_file():
-        raise ValueError(f"A shard must stand beside its index. Received: {str(path)!r} without {name!r}. Copy it too.")
+        raise ValueError(
+            f"A shard must stand beside its index. Received: {str(path)!r} without {name!r}. Copy the shard there too."
+        )
     return shard
 
 
 def _latest(folder: pathlib.Path) -> pathlib.Path:
-    """Return the checkpoint that the file `checkpoint` in a folder names."""
+    """Return the prefix of the checkpoint that is named in the file `checkpoint` of a folder."""
     text = (folder / "checkpoint").read_text(errors="replace").partition("\n")[0]
     name = text.removeprefix('model_checkpoint_path: "').removesuffix('"')
     if pathlib.PurePath(name).name != name or not (folder / f"{name}.index").exists():
         raise ValueError(
             f"`checkpoint` must name a checkpoint in its folder. Received: {text!r} in {str(folder)!r}. "
-            "Hand over the path of the checkpoint itself."
+            "Hand over the path of the checkpoint itself, without `.index`."
         )
     return folder / name
 
 
-def _archived(archive: Archive, config: Mapping[str, Any] | None, trainable: Sequence[str] | None) -> Contents:
+def _archived(archive: Archive, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
     version = str(archive.json("metadata.json").get("keras_version"))
     model = archive.json("config.json")
     compiled = model.get("compile_config")
@@ -108,7 +116,8 @@ def _archived(archive: Archive, config: Mapping[str, Any] | None, trainable: Seq
     if WEIGHTS not in names and "model.weights.npz" in names:
         raise ValueError(
             "The weights of a `.keras` archive must be HDF5. Received: 'model.weights.npz', which holds pickled "
-            'objects: unpickling runs code. Save it again with `keras.saving.save_model(..., weights_format="h5")`.'
+            "objects, and unpickling runs code. "
+            'Save the model again with `keras.saving.save_model(..., weights_format="h5")`.'
         )
     if WEIGHTS not in names and "model.weights.json" in names:
         root = read_shards(archive.json("model.weights.json"), "model.weights.json", archive.hdf5)

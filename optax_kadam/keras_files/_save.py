@@ -1,7 +1,7 @@
-"""`save_keras`: a training written back into a copy of a file that Keras saved.
+"""`save_keras`: a training is written back into a copy of a file that Keras saved.
 
-The copy keeps everything that is not the optimizer's or a weight: the model's configuration, layers, metrics. Arrays
-are written over the old ones, of the same shapes and dtypes, byte for byte in place.
+The copy keeps all that is neither a weight nor the optimizer's: the configuration of the model, its layers and metrics.
+New arrays have the shapes and dtypes of the old ones, and are written over them in place.
 """
 
 import json
@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +18,9 @@ import optax
 
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._match import Rename, leaf_path, owners
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._match import Leaf, Rename, leaf_path, match_leaves
 from optax_kadam.keras_files._open import opened
-from optax_kadam.keras_files._stored import Stored
 from optax_kadam.keras_files.containers._archive import WEIGHTS
 
 _BUILT = "Train it for a step in Keras, or call `optimizer.build(model.trainable_variables)`, and save it again."
@@ -29,34 +28,36 @@ _BUILT = "Train it for a step in Keras, or call `optimizer.build(model.trainable
 
 def save_keras(
     path: str | pathlib.Path,
-    params: Any,
+    params: object,
     opt_state: optax.OptState,
     *,
     template: str | pathlib.Path,
     rename: Rename = None,
-    non_trainable: Any = None,
-    config: Mapping[str, Any] | None = None,
+    non_trainable: object = None,
+    config: Mapping[str, object] | None = None,
     trainable: Sequence[str] | None = None,
 ) -> None:
-    """Write a training into a copy of `template`, from which Keras loads it and goes on.
+    """Write a training into a copy of `template`, which Keras can load and train on.
 
-    The file is written beside `path` and moved there when it is whole: a crash leaves what was there before.
+    The file is written beside `path`, and moved there once it is whole: a crash leaves the old file at `path`.
 
     Args:
-      path: of the file to write: `.keras`, `.weights.h5` or the whole-model `.h5`, as `template` is; or `.weights.h5`
-        with a `.keras` template.
-      params: the parameters: a tree as for `KerasTraining.restore`, which matches it likewise.
-      opt_state: the state that belongs to them: of `kadam`, alone or inside of `optax.chain` and the like.
-      template: a file of the model that Keras saved, with the same optimizer, after it was built; it may be `path`.
-      rename: as for `KerasTraining.restore`.
-      non_trainable: a tree of what is not trained but changes, as moving statistics; the template's are kept otherwise.
-      config: as for `load_keras`, where `template` does not tell.
-      trainable: likewise.
+      path: the path of the file to write. It has the format of `template`: `.keras`, `.weights.h5` or the whole-model
+        `.h5`; or it is `.weights.h5` with a `.keras` template.
+      params: the parameters: a tree as in `KerasTraining.restore`, whose leaves are matched in the same way.
+      opt_state: the state of the optimizer for `params`: of `kadam`, alone or inside `optax.chain` and the like.
+      template: a file that Keras saved of the model and of an optimizer with the same arguments, after the optimizer
+        was built. It may be `path`.
+      rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
+      non_trainable: a tree of variables that are not trained but change, such as moving statistics; None keeps those of
+        the template.
+      config: `get_config()` of the optimizer, if `template` does not hold it: see `load_keras`.
+      trainable: the paths of the trainable variables, if their order does not follow from `template`: see `load_keras`.
 
     Raises:
       FileNotFoundError: if there is no `template`.
-      ValueError: if a variable is missing, left over, or of another shape or dtype; if the template's optimizer keeps
-        other state, or none; if the formats do not go together.
+      ValueError: if a variable is missing, left over, or of another shape or dtype; if the optimizer of the template
+        keeps other state, or none; if the formats of `path` and `template` do not go together.
 
     Example:
       >>> import tempfile, optax_kadam as ok
@@ -79,8 +80,8 @@ def save_keras(
         whole = weights = pathlib.Path(folder) / "weights"
         _copy_weights(template, weights, is_zip)
         with weights.open("r+b") as file:
-            for stored, array in replaced:
-                file.seek(stored.offset or 0)
+            for old, array in replaced:
+                file.seek(old.offset or 0)
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         rate = _scalar(opt_state, "learning_rate")
         if path.name.endswith(".keras"):
@@ -104,23 +105,23 @@ def _check_formats(path: pathlib.Path, template: pathlib.Path, is_zip: bool) -> 
     if written != kind and (kind, written) != (".keras", ".weights.h5"):
         raise ValueError(
             f"`path` must be of the format of `template`, {kind}. Received: path={str(path)!r}. "
-            "Name it so, or take another template."
+            f"Let the path end in {kind}, or take another template."
         )
 
 
 def _replaced(
-    contents: Contents, params: Any, opt_state: Any, rename: Rename, non_trainable: Any
-) -> Iterator[tuple[Stored, np.ndarray]]:
-    """Yield the arrays of the template with what takes their place."""
+    contents: Contents, params: object, opt_state: optax.OptState, rename: Rename, non_trainable: object
+) -> Iterator[tuple[LazyArray, np.ndarray]]:
+    """Yield pairs of an array of the template and the one that takes its place."""
     slots = contents.slots
     if slots is None:
-        raise ValueError(f"`template` must hold the state of an optimizer. Received: one without. {_BUILT}")
-    trainable = {variable.path: variable.stored for variable in contents.variables if variable.is_trainable}
-    others = {variable.path: variable.stored for variable in contents.variables if not variable.is_trainable}
+        raise ValueError(f"`template` must hold the state of an optimizer. Received: a template without one. {_BUILT}")
+    trainable = {variable.path: variable.array for variable in contents.variables if variable.is_trainable}
+    others = {variable.path: variable.array for variable in contents.variables if not variable.is_trainable}
     paths = list(trainable)
-    of_leaf = owners(params, [*paths, *others], rename, paths)
+    keras_paths = match_leaves(params, [*paths, *others], rename, paths)
     leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(params)]
-    variable_of = dict(zip(leaves, of_leaf, strict=True))
+    variable_of = dict(zip(leaves, keras_paths, strict=True))
     in_state = {name for name in _restore.SLOTS if _restore.get(opt_state, name) is not None}
     if in_state != set(slots.arrays()):
         raise ValueError(
@@ -135,33 +136,33 @@ def _replaced(
         found = {variable_of[leaf_path(path)]: leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         for path in paths:
             if path not in found:
-                raise ValueError(f"`{name}` must hold every variable. Received: none for {path!r}.")
+                raise ValueError(f"`{name}` must hold every variable. Received: no leaf for {path!r}.")
             yield by_path[path], _fitting(found[path], by_path[path], path, name)
     for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale"):
-        stored, value = getattr(slots, name), _scalar(opt_state, name)
-        if stored is not None and value is not None:
-            yield stored, np.asarray(value, stored.dtype)
-    for path, leaf in zip(of_leaf, jax.tree.leaves(params), strict=True):
+        old, value = getattr(slots, name), _scalar(opt_state, name)
+        if old is not None and value is not None:
+            yield old, np.asarray(value, old.dtype)
+    for path, leaf in zip(keras_paths, jax.tree.leaves(params), strict=True):
         if path in others:
             yield others[path], _fitting(leaf, others[path], path, "params")
     if non_trainable is not None:
-        of_leaf = owners(non_trainable, list(others), rename, ())
-        for path, leaf in zip(of_leaf, jax.tree.leaves(non_trainable), strict=True):
+        keras_paths = match_leaves(non_trainable, list(others), rename, ())
+        for path, leaf in zip(keras_paths, jax.tree.leaves(non_trainable), strict=True):
             yield others[path], _fitting(leaf, others[path], path, "non_trainable")
 
 
-def _fitting(leaf: Any, stored: Stored, path: str, name: str) -> np.ndarray:
+def _fitting(leaf: Leaf, old: LazyArray, path: str, name: str) -> np.ndarray:
     array = np.asarray(leaf)
-    if array.shape != stored.shape or array.dtype != stored.dtype:
+    if array.shape != old.shape or array.dtype != old.dtype:
         raise ValueError(
             f"`{name}` must have the shapes and dtypes of the template. Received: {array.dtype}{list(array.shape)} "
-            f"for {path!r}, which is {stored.dtype}{list(stored.shape)} there."
+            f"for {path!r}, which is {old.dtype}{list(old.shape)} there."
         )
     return array
 
 
-def _scalar(opt_state: Any, name: str) -> Any:
-    """Return a number of the state; Flax NNX wraps its array."""
+def _scalar(opt_state: optax.OptState, name: str) -> float | None:
+    """Return the number `name` of the state, or None. `nnx.Optimizer` wraps its array, hence the leaves."""
     leaves = jax.tree.leaves(_restore.get(opt_state, name))
     return np.asarray(leaves[0]).item() if leaves else None
 
@@ -175,7 +176,7 @@ def _copy_weights(template: pathlib.Path, weights: pathlib.Path, is_zip: bool) -
 
 
 def _zip(template: pathlib.Path, weights: pathlib.Path, whole: pathlib.Path, rate: float | None) -> None:
-    """Write the archive `template` once more, with other weights and another learning rate."""
+    """Write a copy of the archive `template` to `whole`, with other weights and another learning rate."""
     with zipfile.ZipFile(template) as old, zipfile.ZipFile(whole, "w") as new:
         for member in old.infolist():
             if member.filename == WEIGHTS:
@@ -189,8 +190,8 @@ def _zip(template: pathlib.Path, weights: pathlib.Path, whole: pathlib.Path, rat
                 new.writestr(member.filename, old.read(member))
 
 
-def _set_rate(optimizer: Any, rate: float | None) -> bool:
-    """Set the learning rate in a serialized optimizer, if it is a number there; tell whether it changed."""
+def _set_rate(optimizer: object, rate: float | None) -> bool:
+    """Set the learning rate in a serialized optimizer if it is a number there; return whether it has changed."""
     config = optimizer.get("config") if isinstance(optimizer, dict) else None
     if not isinstance(config, dict):
         return False
@@ -198,14 +199,14 @@ def _set_rate(optimizer: Any, rate: float | None) -> bool:
         return _set_rate(config["inner_optimizer"], rate)
     if rate is None or not isinstance(config.get("learning_rate"), float) or config["learning_rate"] == rate:
         return False
-    if config.get("decay"):  # The state has the decayed one, which follows from this one and the step count.
+    if config.get("decay"):  # The state holds the decayed rate, which follows from this one.
         return False
     config["learning_rate"] = rate
     return True
 
 
 def _set_rate_in_hdf5(weights: pathlib.Path, rate: float | None) -> None:
-    """Set the learning rate in the configuration that a whole-model `.h5` holds, by h5py: its length may change."""
+    """Set the learning rate in the configuration of a whole-model `.h5`, with h5py, as its length may change."""
     import h5py
 
     with h5py.File(weights, "r+") as file:

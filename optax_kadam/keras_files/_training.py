@@ -1,8 +1,8 @@
-"""`load_keras`: what Keras's own files hold of a training, of every generation and format, and `KerasTraining`."""
+"""`load_keras` reads a training from a file of any generation of Keras, as a `KerasTraining`."""
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,38 +10,43 @@ import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
-from optax_kadam.config._config import OptimizerConfig, parse
+from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._match import Rename
 from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._restore import Tree
+from optax_kadam.stages._weight_decay import Mask
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KerasTraining:
-    """A training as Keras saved it. Arrays stand under Keras's paths, in the order of `model.trainable_variables`.
+    """A training as Keras saved it: arrays by Keras's paths, in the order of `model.trainable_variables`.
 
-    Keras 3's paths are those of `variable.path`, as `model/dense/kernel`; tf_keras's and legacy Keras's are the names
-    of their variables, as `dense/kernel:0`. `.weights.h5` of tf_keras names nothing: there the names are those that
-    layers have without one of their own.
+    A path of Keras 3 is `variable.path`, such as `model/dense/kernel`; a path of tf_keras and of legacy Keras is the
+    name of the variable, such as `dense/kernel:0`. A `.weights.h5` file of tf_keras holds no names: its paths are made
+    of the default names of the layers.
 
     Args:
       generation: `"keras3"`, `"tf_keras"` or `"legacy"`.
-      config: the serialized optimizer; None where the file holds none.
-      iterations: steps so far, Keras's raw counter: with accumulation, of micro-steps.
-      learning_rate: what the file stores, or its configuration says; None for a schedule, or where neither does.
-      variables: the weights: the trainable ones, then the others.
-      mu: the first moments of the trainable variables; None where the file holds no optimizer state, as for each below.
+      config: the serialized optimizer; None if the file holds none.
+      iterations: the number of steps so far as Keras counts them: with accumulation, it counts micro-steps.
+      learning_rate: the number that the file stores, or else that of its configuration; None if there is neither, or a
+        schedule.
+      variables: the weights: first the trainable ones, then the others.
+      mu: the first moments of the trainable variables. This and what follows is None if the file does not hold it.
       nu: the second moments.
-      nu_max: their running maxima, of AMSGrad.
-      average: the averages of `use_ema`.
-      accumulator: the accumulated gradients.
-      step_counter: of a LossScaleOptimizer: finite steps since its scale last changed.
-      dynamic_scale: its scale.
+      nu_max: the running maxima of the second moments, with AMSGrad.
+      average: the moving averages of the weights, with `use_ema`.
+      accumulator: the gradients accumulated so far, with `gradient_accumulation_steps`.
+      step_counter: the number of finite steps since the scale of a LossScaleOptimizer last changed.
+      dynamic_scale: the scale of a LossScaleOptimizer.
     """
 
-    generation: str
+    generation: Generation
     config: Mapping[str, Any] | None
     iterations: int
     learning_rate: float | None
@@ -63,9 +68,9 @@ class KerasTraining:
         )
 
     def transformation(
-        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Any = None
+        self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """Build the transformation that goes on as Keras's optimizer would; the arguments are `from_config`'s.
+        """Build the transformation that goes on as Keras's optimizer would. The arguments are those of `from_config`.
 
         Raises:
           ValueError: if the file holds no configuration, or one that cannot be honoured.
@@ -74,60 +79,64 @@ class KerasTraining:
 
     def restore(
         self,
-        params: Any,
+        params: Tree,
         *,
         tx: optax.GradientTransformation | None = None,
-        rename: Mapping[str, str] | Callable[[str], str | None] | None = None,
-    ) -> tuple[Any, Any]:
-        """Return `(params, opt_state)`: Keras's weights in the tree `params`, and Keras's state for it.
+        rename: Rename = None,
+    ) -> tuple[Tree, optax.OptState]:
+        """Return `(params, opt_state)`: the tree `params` filled with Keras's weights, and Keras's state for it.
 
-        Leaves are matched with Keras's trainable variables by path. Of a path in `params`, a leading `params` does not
-        count; of Keras's, the name of the model, `:0`, and the words in which Flax differs: `embeddings` is
-        `embedding`, `gamma` is `scale`, `beta` is `bias`. A flat list of arrays has no names: handing one in asks for
-        Keras's order. It is all or nothing. A leaf that Keras did not train is filled too; its moments begin at zero.
+        Each leaf is matched with one of Keras's trainable variables by its path. A leading `params` in the path of a
+        leaf is ignored; so are the name of the model and `:0` in Keras's path. Flax's words stand for Keras's:
+        `embedding` for `embeddings`, `scale` for `gamma`, `bias` for `beta`. A flat list of arrays has no paths: its
+        arrays must be in Keras's order. If anything does not fit, nothing is restored. A leaf that Keras did not train
+        is filled too, and its moments begin at zero.
 
         Args:
-          params: a tree of what is to be trained: of arrays or `jax.ShapeDtypeStruct`s, whose sharding is kept: a Flax
-            NNX state, a Linen tree, nested dicts, or a flat list.
-          tx: the transformation that is to go on: by default `transformation()` or, where the file holds no
-            configuration, the plainest `kadam` that keeps this state. One with more around it has more state.
-          rename: from Keras's paths to those in `params`: a function, or a mapping of whole parts of paths, of which
-            the longest that is found is replaced: `{"m/d1": "Dense_0"}`.
+          params: a tree of the parameters to train, as arrays or `jax.ShapeDtypeStruct`s, whose sharding is kept: a
+            Flax NNX state, a Linen tree, nested dicts, or a flat list.
+          tx: the transformation that goes on. The default is `transformation()` or, if the file holds no configuration,
+            the plainest `kadam` that keeps this state. It may be part of a chain, whose other state begins anew.
+          rename: what Keras's paths are called in `params`: a function from a path of Keras's, which returns None for
+            one that keeps its name; or a mapping of parts of paths, such as `{"m/d1": "Dense_0"}`, of which the longest
+            that is found in a path is replaced.
 
         Returns:
-          The tree, and the state of `tx` for it. On a CPU they may share memory with this object, which JAX never
-          writes to.
+          The filled tree, and the state of `tx` for it. On a CPU they may share memory with this object, which JAX
+          never writes to.
 
         Raises:
-          ValueError: naming both paths, where a variable is missing, left over, or of another shape or dtype, and where
-            the file holds no optimizer state or another than `tx` keeps.
+          ValueError: if a variable is missing, left over, or of another shape or dtype: the message names both paths;
+            or if the file does not hold the state that `tx` keeps.
         """
         if self.mu is None:
             raise ValueError(
-                "The file must hold the state of an optimizer. Received: weights alone. "
-                "Use `fill(params)` for those, or save the model after it was compiled and trained."
+                "The file must hold the state of an optimizer. Received: mu=None, for a file of weights alone. "
+                "Use `fill(params)` for the weights, or save the model after it was compiled and trained."
             )
-        slots = {name: kept for name in _restore.SLOTS if (kept := getattr(self, name)) is not None}
+        slots = {name: arrays for name in _restore.SLOTS if (arrays := getattr(self, name)) is not None}
         numbers = {
             name: getattr(self, name) for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale")
         }
         scalars = {name: number for name, number in numbers.items() if number is not None}
         return _restore.restore(self.variables, slots, scalars, params, tx or self._plainest(), rename)
 
-    def fill(self, tree: Any, *, rename: Mapping[str, str] | Callable[[str], str | None] | None = None) -> Any:
-        """Return Keras's weights in `tree`, trainable or not: for moving statistics, `mean` and `var` in Flax.
+    def fill(self, tree: Tree, *, rename: Rename = None) -> Tree:
+        """Return `tree` filled with Keras's weights, whether they are trained or not.
+
+        This also reads the moving statistics of a BatchNormalization, which Flax calls `mean` and `var`.
 
         Args:
-          tree: as `params` of `restore`; not all of Keras's variables need be in it.
-          rename: as in `restore`.
+          tree: a tree like `params` of `restore`, which may leave out any of Keras's variables.
+          rename: what Keras's paths are called in `tree`: see `restore`.
 
         Raises:
-          ValueError: where a leaf has no counterpart, or one of another shape or dtype.
+          ValueError: if a leaf is none of Keras's variables, or has another shape or dtype.
         """
         return _restore.fill(self.variables, tree, rename)
 
     def _plainest(self) -> optax.GradientTransformation:
-        """Return Keras's transformation; where the file does not tell it, the plainest that keeps the same state."""
+        """Return Keras's transformation or, without a configuration, the plainest `kadam` that keeps the same state."""
         if self.config is not None:
             return self.transformation()
         steps = None if self.accumulator is None else 2
@@ -138,37 +147,40 @@ class KerasTraining:
     def _parsed(self) -> OptimizerConfig:
         if self.config is None:
             raise ValueError(
-                "The file must hold the optimizer's configuration. Received: a format that does not. "
+                "The file must hold the optimizer's configuration. Received: config=None. "
                 "Hand it over: `load_keras(path, config=optimizer.get_config())`."
             )
         return parse(self.config)
 
 
 def load_keras(
-    path: str | pathlib.Path, *, config: Mapping[str, Any] | None = None, trainable: Sequence[str] | None = None
+    path: str | pathlib.Path, *, config: Mapping[str, object] | None = None, trainable: Sequence[str] | None = None
 ) -> KerasTraining:
     """Read a training from a file that Keras saved: weights, moments, step count, learning rate, configuration.
 
-    Taken are, of Keras 3, `.keras` (zipped or a folder), `.weights.h5`, the `.weights.json` of shards, the whole-model
-    `.h5`, and `tf.train.Checkpoint`; of tf_keras, `.keras`, `.weights.h5`, `.h5`, checkpoints, SavedModels and
-    `save_weights(save_format="tf")`; of the legacy optimizers, `.h5`, checkpoints and SavedModels. Files are told apart
-    by what is in them. Neither Keras nor TensorFlow is imported, and nothing that a file holds is run.
+    The format is found out from what is in the file. It may be, of Keras 3, `.keras` (zipped or a folder),
+    `.weights.h5`, the `.weights.json` of shards, the whole-model `.h5`, or `tf.train.Checkpoint`; of tf_keras,
+    `.keras`, `.weights.h5`, `.h5`, a checkpoint, a SavedModel or `save_weights(save_format="tf")`; of the legacy
+    optimizers, `.h5`, a checkpoint or a SavedModel. Neither Keras nor TensorFlow is imported, and nothing that a file
+    holds is run.
 
-    A `.keras` file and a checkpoint carry checksums, which are verified; `.h5`, `.weights.h5`, `.weights.json` and the
-    configuration of a SavedModel carry none: there a flipped bit in a number goes unnoticed. A `.weights.h5` of
-    tf_keras does not say which optimizer it is of: one with two slots a variable is taken for Adam.
+    A `.keras` file and a checkpoint carry checksums, which are verified. A `.h5`, a `.weights.h5`, a `.weights.json`
+    and the configuration of a SavedModel carry none: a flipped bit in a number goes unnoticed there. A `.weights.h5` of
+    tf_keras does not say which optimizer it belongs to: if it has two slots for each variable, it is taken for Adam.
 
     Args:
-      path: of the file, of the folder of a SavedModel, or of a checkpoint as TensorFlow names it, without `.index`.
+      path: the path of the file, of the folder of a SavedModel, or of a checkpoint as TensorFlow names it, without
+        `.index`.
       config: `get_config()` of the optimizer, for formats that do not store it (`.weights.h5`, checkpoints).
-      trainable: the paths of `model.trainable_variables` in order, where the file does not tell (see the error).
+      trainable: the paths of `model.trainable_variables` in order, for a file from which the order does not follow: an
+        error asks for them then.
 
     Returns:
       A `KerasTraining`.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: if it is damaged, unsafe, no file of Keras's, or of an optimizer other than Adam.
+      ValueError: if the file is damaged, unsafe, not Keras's, or of an optimizer other than Adam.
       ImportError: if h5py is missing.
 
     Example:
@@ -188,37 +200,45 @@ def load_keras(
 
 
 def read(contents: Contents) -> KerasTraining:
-    """Read everything that a file holds: all of it or, with a ValueError, nothing."""
+    """Read all arrays of a file; if one of them cannot be read, a ValueError is raised."""
     trainable = [variable for variable in contents.variables if variable.is_trainable]
     others = [variable for variable in contents.variables if not variable.is_trainable]
-    variables = {variable.path: _frozen(variable.stored.read()) for variable in [*trainable, *others]}
+    variables = {variable.path: _frozen(variable.array.read()) for variable in [*trainable, *others]}
     slots = contents.slots
     if slots is None:
         return KerasTraining(contents.generation, contents.config, 0, _configured_rate(contents), variables)
-    arrays: dict[str, Any] = {
-        name: {v.path: _frozen(array.read()) for v, array in zip(trainable, arrays, strict=True)}
-        for name, arrays in slots.arrays().items()
+    arrays = {
+        name: {variable.path: _frozen(array.read()) for variable, array in zip(trainable, listed, strict=True)}
+        for name, listed in slots.arrays().items()
     }
-    scalars: dict[str, Any] = {
-        name: None if stored is None else stored.read().item()
-        for name, stored in {
-            "iterations": slots.iterations,
-            "learning_rate": slots.learning_rate,
-            "step_counter": slots.step_counter,
-            "dynamic_scale": slots.dynamic_scale,
-        }.items()
-    }
-    if scalars["learning_rate"] is None:
-        scalars["learning_rate"] = _configured_rate(contents)
-    return KerasTraining(contents.generation, contents.config, variables=variables, **scalars, **arrays)
+    iterations, rate = slots.iterations.read().item(), _number(slots.learning_rate)
+    return KerasTraining(
+        contents.generation,
+        contents.config,
+        iterations,
+        _configured_rate(contents) if rate is None else rate,
+        variables,
+        mu=arrays.get("mu"),
+        nu=arrays.get("nu"),
+        nu_max=arrays.get("nu_max"),
+        average=arrays.get("average"),
+        accumulator=arrays.get("accumulator"),
+        step_counter=_number(slots.step_counter),
+        dynamic_scale=_number(slots.dynamic_scale),
+    )
 
 
-def _configured_rate(contents: Contents, default: Any = None) -> float | None:
-    """Return the learning rate that the configuration says, if it is a number."""
+def _number(scalar: LazyArray | None) -> Any:
+    """Return the number in an array, or None without one."""
+    return None if scalar is None else scalar.read().item()
+
+
+def _configured_rate(contents: Contents) -> float | None:
+    """Return the learning rate of the configuration if that is a number."""
     rate = parse(contents.config).arguments.get("learning_rate") if contents.config else None
-    return float(rate) if isinstance(rate, float | int | np.floating) else default
+    return float(rate) if isinstance(rate, float | int | np.floating) else None
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False  # It may be shared with an array of JAX, which never changes.
+    array.flags.writeable = False  # JAX may use the same memory, and its arrays never change.
     return array

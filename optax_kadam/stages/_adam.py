@@ -16,30 +16,41 @@ raw v too; `optax.amsgrad` takes that of the bias-corrected one.
 Source: `keras/src/optimizers/adam.py` (Keras 3.15); one deviation, the precision of `arithmetic_dtype`.
 """
 
-from typing import Any, NamedTuple
+import warnings
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
-from optax_kadam import _check
-from optax_kadam._gradients import RowUpdates, is_rows, summed_rows
+from optax_kadam import _call, _check
+from optax_kadam._gradients import Rows, Tree, accept
 from optax_kadam._hyperparameter import Hyperparameter, at_step
-from optax_kadam._mesh import in_auto_axes, spec_of, zeros_like
+from optax_kadam._mesh import in_auto_axes, spec_of
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam._xla import known_nonnegative, zero_after, zeros_like
 
 
 class ScaleByKadamState(NamedTuple):
     """The state of `scale_by_kadam`; `mu`, `nu` and `nu_max` have the structure and shapes of the parameters."""
 
-    # shape=(), dtype=int32: t - 1, the updates so far; None where they are counted outside.
-    count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]: optax's name for it.
+    # shape=(), dtype=int32: t - 1, the updates so far.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]: optax's name for it.
     mu: optax.Updates  # m, in `mu_dtype`.
     nu: optax.Updates  # v, in `nu_dtype`.
     nu_max: optax.Updates | None  # The running maximum of v, in `nu_dtype`; None without AMSGrad.
 
 
-class _Scalars(NamedTuple):
+class AdamState(NamedTuple):
+    """The state of `adam`: that of `scale_by_kadam`, but for the count, which is handed to it."""
+
+    mu: optax.Updates
+    nu: optax.Updates
+    nu_max: optax.Updates | None
+
+
+class Scalars(NamedTuple):
     """What the equation needs beside the arrays, each a scalar in the dtype of the arithmetic."""
 
     alpha: jax.Array
@@ -48,38 +59,31 @@ class _Scalars(NamedTuple):
     epsilon: jax.Array
 
 
-class _Leaf(NamedTuple):
-    """What one step makes of one leaf; the step is None where there was no gradient."""
-
-    step: Any
-    mu: jax.Array
-    nu: jax.Array
-    nu_max: Any
-
-
-def adam_moments(g: jax.Array, m: jax.Array, v: jax.Array, scalars: _Scalars) -> tuple[jax.Array, jax.Array]:
-    """The next moments of one array, in Keras's order of operations: reordered, they would round differently."""
+def adam_moments(g: jax.Array, m: jax.Array, v: jax.Array, scalars: Scalars) -> tuple[jax.Array, jax.Array]:
+    """Return the next moments of one array, in Keras's order of operations: reordered, they would round differently."""
     return m + (g - m) * scalars.one_minus_beta_1, v + (g * g - v) * scalars.one_minus_beta_2
 
 
-def moments_of_rows(
-    indices: jax.Array, rows: jax.Array, m: jax.Array, v: jax.Array, scalars: _Scalars
-) -> tuple[jax.Array, jax.Array]:
-    """Those of a table whose gradient is `rows` at `indices`, each once, and zero elsewhere."""
-    touched = adam_moments(rows, m.at[indices].get(mode="clip"), v.at[indices].get(mode="clip"), scalars)
-    # 0, as half of 0 or of 1 rounded down; but who computes it has read the rows, so the tables are written in place.
-    lost = jnp.any(jnp.isnan(touched[0]) | jnp.isnan(touched[1]), axis=0, keepdims=True)
-    idle = adam_moments(jnp.floor(lost.astype(m.dtype) / 2), m, v, scalars)
-    return jax.tree.map(lambda all_rows, some: all_rows.at[indices].set(some, mode="drop"), idle, touched)
+def adam_maximum(v_max: jax.Array, v: jax.Array) -> jax.Array:
+    """Return the next maximum of one array, from its next second moment."""
+    return jnp.maximum(v_max, known_nonnegative(v))
 
 
-def adam_step(m: jax.Array, v: jax.Array, v_max: jax.Array | None, scalars: _Scalars) -> _Leaf:
-    """The step of one array from its next moments, likewise."""
-    # v is never negative; but of a maximum without a constant, XLA's CPU compiler makes a slower kernel.
-    v_max = v if v_max is None else jnp.maximum(v_max, jnp.maximum(v, 0.0))
-    return _Leaf((m * scalars.alpha) / (jnp.sqrt(v_max) + scalars.epsilon), m, v, v_max)
+def adam_step(m: jax.Array, v_max: jax.Array, scalars: Scalars) -> jax.Array:
+    """Return the step of one array, given its next moments, in Keras's order of operations."""
+    return (m * scalars.alpha) / (jnp.sqrt(v_max) + scalars.epsilon)
 
 
+def moments_of_rows(rows: Rows, m: jax.Array, v: jax.Array, scalars: Scalars) -> tuple[jax.Array, jax.Array]:
+    """Return the next moments of a table whose gradient is zero except for `rows`, each index of which stands once."""
+    m_rows, v_rows = (x.at[rows.indices].get(mode="clip") for x in (m, v))
+    touched = adam_moments(rows.values, m_rows, v_rows, scalars)
+    untouched = adam_moments(zero_after(*touched).astype(m.dtype), m, v, scalars)
+    m, v = (old.at[rows.indices].set(new, mode="drop") for old, new in zip(untouched, touched, strict=True))
+    return m, v
+
+
+@_call.named
 def scale_by_kadam(
     beta_1: Hyperparameter = 0.9,
     beta_2: Hyperparameter = 0.999,
@@ -87,17 +91,14 @@ def scale_by_kadam(
     amsgrad: bool = False,
     *,
     adaptive_epsilon: bool = False,
-    float32_betas: bool = False,
-    own_count: bool = True,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescale gradients as Keras's Adam does: epsilon-hat, and AMSGrad on the raw second moment.
 
-    `(m * alpha) / (sqrt(v) + epsilon)`, with the symbols of this module's docstring. Alone, `lr` is 1 and the result
-    points up the gradient, as that of `optax.scale_by_adam`: `optax.scale_by_learning_rate` follows. Handed a
-    `learning_rate` as an extra argument of `update`, as `kadam` does, it folds it into `alpha`, where Keras does, and
-    returns what is to be added to the parameters.
+    `(m * alpha) / (sqrt(v) + epsilon)`, with the symbols of this module's docstring and `lr = 1`. The result points up
+    the gradient, as that of `optax.scale_by_adam`: `optax.scale_by_learning_rate` follows. Extra arguments of `update`
+    are ignored. `kadam` folds the learning rate into `alpha`, as Keras does, and so rounds otherwise.
 
     Args:
       beta_1: decay of the first moment, in [0, 1): a number, a scalar array, a schedule (of the updates so far) or a
@@ -108,13 +109,10 @@ def scale_by_kadam(
       amsgrad: whether to divide by the root of the running maximum of `v`.
       adaptive_epsilon: whether `epsilon * sqrt(1 - beta_2 ** t)` takes the place of `epsilon`, as an argument of
         tf_keras has it: then `epsilon` is that of `optax.adam`.
-      float32_betas: whether betas are rounded to float32 before all arithmetic, as legacy Keras does: `1 - 0.999` is
-        then 1.3e-5 smaller.
-      own_count: whether the state counts the updates. False where each is handed `iterations`, the updates so far, as
-        an extra argument, as inside `kadam`.
       mu_dtype: dtype in which `mu` is kept; by default that of the parameter.
       nu_dtype: dtype in which `nu` and `nu_max` are kept, likewise. float16 cannot hold the square of a gradient below
-        2.4e-4: with float16 parameters, give float32.
+        2.4e-4, so that updates are up to 4 times the learning rate: with float16 parameters, give float32. bfloat16
+        has float32's range and needs nothing.
 
     Returns:
       A transformation with the state `ScaleByKadamState`. Gradients that are None leave their moments as they are.
@@ -134,6 +132,43 @@ def scale_by_kadam(
     References:
       Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, section 2; Reddi et al. 2018, https://arxiv.org/abs/1904.09237.
     """
+    stage = adam(
+        beta_1, beta_2, epsilon, amsgrad, adaptive_epsilon=adaptive_epsilon, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+    )
+    kept = ("count", "mu", "nu", *(["nu_max"] if amsgrad else []))
+
+    def init_fn(params: Tree) -> Tree:
+        moments: Tree = stage.init(params)
+        return ScaleByKadamState(jnp.zeros((), jnp.int32), *moments)
+
+    def update_fn(updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree) -> tuple[Tree, Tree]:
+        del extra_args
+        _check.state(state, ScaleByKadamState, kept)
+        moments: Tree = AdamState(*state[1:])
+        updates, moments = stage.update(updates, moments, params, iterations=state.count, learning_rate=None)
+        return updates, ScaleByKadamState(jnp.asarray(optax.safe_increment(state.count)), *moments)
+
+    return accept(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+
+
+def adam(
+    beta_1: Hyperparameter,
+    beta_2: Hyperparameter,
+    epsilon: float | jax.Array,
+    amsgrad: bool,
+    *,
+    adaptive_epsilon: bool = False,
+    float32_betas: bool = False,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Turn gradients into Keras's steps; the stage behind `scale_by_kadam`, with its arguments.
+
+    `update` needs the `iterations` so far and the `learning_rate` of this step as extra arguments. It returns what is
+    to be added to the parameters, or, for a `learning_rate` of None, what is to be subtracted at a rate of 1.
+    With `float32_betas`, betas are rounded to float32 before all arithmetic, as legacy Keras does: `1 - 0.999` is then
+    1.3e-5 smaller.
+    """
     below_one = ((">=", 0.0), ("<", 1.0))
     beta_1_at, beta_2_at = at_step("beta_1", beta_1, *below_one), at_step("beta_2", beta_2, *below_one)
     _check.boolean("amsgrad", amsgrad)
@@ -142,76 +177,66 @@ def scale_by_kadam(
     mu_dtype, nu_dtype = _check.floating("mu_dtype", mu_dtype), _check.floating("nu_dtype", nu_dtype)
 
     def scalars_of(
-        beta_1: float | jax.Array, beta_2: float | jax.Array, count: Any, learning_rate: jax.Array | None, dtype: Any
-    ) -> _Scalars:
+        beta_1: float | jax.Array, beta_2: float | jax.Array, t: jax.Array, learning_rate: jax.Array | None, dtype: type
+    ) -> Scalars:
         if float32_betas:
             beta_1, beta_2 = (jnp.asarray(beta).astype(jnp.float32).astype(dtype) for beta in (beta_1, beta_2))
         one_minus_beta_1, one_minus_beta_2 = 1 - beta_1, 1 - beta_2
-        t = jnp.asarray(optax.safe_increment(count)).astype(dtype)
+        t = t.astype(dtype)
         root = jnp.sqrt(1 - jnp.power(jnp.asarray(beta_2, dtype), t))
         # Left to right, as Keras: (lr * root) / (...).
         scaled_root = root if learning_rate is None else learning_rate.astype(dtype) * root
         alpha = scaled_root / (1 - jnp.power(jnp.asarray(beta_1, dtype), t))
         alone = (jnp.asarray(scalar, dtype) for scalar in (one_minus_beta_1, one_minus_beta_2, epsilon))
-        scalars = _Scalars(alpha, *alone)
+        scalars = Scalars(alpha, *alone)
         return scalars._replace(epsilon=scalars.epsilon * root) if adaptive_epsilon else scalars
 
-    def init_fn(params: optax.Params) -> Any:
-        _check.floating_leaves("params", params)
-        return ScaleByKadamState(
-            count=jnp.zeros((), jnp.int32) if own_count else None,
+    def init_fn(params: Tree) -> Tree:
+        if nu_dtype is None and any(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(params)):
+            warnings.warn(
+                "The second moments of float16 parameters are kept in float16, where squares of gradients below 2.4e-4 "
+                'vanish and updates become 4 learning rates long. Pass nu_dtype="float32".',
+                stacklevel=2,
+            )
+        return AdamState(
             mu=jax.tree.map(lambda p: zeros_like(p, mu_dtype), params),
             nu=jax.tree.map(lambda p: zeros_like(p, nu_dtype), params),
             nu_max=jax.tree.map(lambda p: zeros_like(p, nu_dtype), params) if amsgrad else None,
         )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: Any = None,
-        *,
-        iterations: Any = None,
-        learning_rate: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        for name, moment in (("mu", state.mu), ("nu", state.nu), ("nu_max", state.nu_max)):
-            if moment is not None:
-                _check.same_tree(updates, moment, name)
-        if params is not None:
-            _check.same_tree(params, state.mu, "mu", "parameter")
-        count = state.count if own_count else iterations
-        betas = beta_1_at(count), beta_2_at(count)
-        scalars: dict[Any, _Scalars] = {}
+    def update_fn(updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree) -> tuple[Tree, Tree]:
+        iterations, learning_rate = extra_args["iterations"], extra_args["learning_rate"]
+        _check.same_trees({"gradient": updates, "parameter": params}, state._asdict())
+        betas = beta_1_at(iterations), beta_2_at(iterations)
+        t = jnp.asarray(optax.safe_increment(iterations))
+        scalars: dict[type, Scalars] = {}
 
-        def update_leaf(m: jax.Array, v: jax.Array, g: Any, v_max: jax.Array | None = None) -> _Leaf:
+        def step(
+            g: jax.Array | Rows | None, m: jax.Array, v: jax.Array, v_max: jax.Array | None
+        ) -> tuple[jax.Array | None, jax.Array, jax.Array, jax.Array | None]:
             if g is None:
-                return _Leaf(None, m, v, v_max)
-            if is_rows(g):
-                g = summed_rows(g, m.shape)
-            values = g.values if isinstance(g, RowUpdates) else g
+                return None, m, v, v_max
+            values = g.values if isinstance(g, Rows) else g
             dtype = arithmetic_dtype(values, m, v)
             if dtype not in scalars:
-                scalars[dtype] = scalars_of(*betas, count, learning_rate, dtype)
-            wide = values.astype(dtype), m.astype(dtype), v.astype(dtype)
-            if values is g:
-                mu, nu = adam_moments(*wide, scalars[dtype])
+                scalars[dtype] = scalars_of(*betas, t, learning_rate, dtype)
+            wide, moments = values.astype(dtype), (m.astype(dtype), v.astype(dtype))
+            if isinstance(g, Rows):
+                g = g._replace(values=wide)
+                mu, nu = in_auto_axes(moments_of_rows, (spec_of(m), spec_of(v)), g, *moments, scalars[dtype])
             else:
-                mu, nu = in_auto_axes(moments_of_rows, (spec_of(m),) * 2, g.indices, *wide, scalars[dtype])
-            leaf = adam_step(mu, nu, None if v_max is None else v_max.astype(dtype), scalars[dtype])
-            g = values
-            step = leaf.step if learning_rate is None else -leaf.step
-            new_max = None if v_max is None else leaf.nu_max.astype(v_max.dtype)
-            return _Leaf(step.astype(g.dtype), leaf.mu.astype(m.dtype), leaf.nu.astype(v.dtype), new_max)
+                mu, nu = adam_moments(wide, *moments, scalars[dtype])
+            largest = nu if v_max is None else adam_maximum(v_max.astype(dtype), nu)
+            change = adam_step(mu, largest, scalars[dtype])
+            change = (change if learning_rate is None else -change).astype(values.dtype)
+            nu_max = None if v_max is None else largest.astype(v_max.dtype)
+            return change, mu.astype(m.dtype), nu.astype(v.dtype), nu_max
 
-        maximum = (state.nu_max,) if amsgrad else ()
-        leaves = jax.tree.map(update_leaf, state.mu, state.nu, updates, *maximum)
-        steps, mu, nu, nu_max = (
-            jax.tree.map(lambda leaf, i=i: leaf[i], leaves, is_leaf=lambda node: isinstance(node, _Leaf))
-            for i in range(4)
-        )
-        new_count = jnp.asarray(optax.safe_increment(count)) if own_count else None
-        new_state = ScaleByKadamState(new_count, mu, nu, nu_max if amsgrad else None)
-        return steps, new_state
+        mu, treedef = jax.tree.flatten(state.mu)
+        gradients, nu = treedef.flatten_up_to(updates), treedef.flatten_up_to(state.nu)
+        nu_max = treedef.flatten_up_to(state.nu_max) if amsgrad else [None] * len(mu)
+        steps, *moments = map(list, zip(*map(step, gradients, mu, nu, nu_max), strict=True)) if mu else [[]] * 4
+        mu, nu, nu_max = map(treedef.unflatten, moments)
+        return treedef.unflatten(steps), AdamState(mu, nu, nu_max if amsgrad else None)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

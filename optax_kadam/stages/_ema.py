@@ -11,15 +11,18 @@ Source: `BaseOptimizer._update_model_variables_moving_average` and `keras/src/ba
 `tf_keras/src/optimizers/optimizer.py` (2.21).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_kadam import _check
-from optax_kadam._mesh import zeros_like
+from optax_kadam._gradients import Tree
 from optax_kadam._precision import arithmetic_dtype
+from optax_kadam._xla import zeros_like
+
+T = TypeVar("T")
 
 
 class AverageParamsState(NamedTuple):
@@ -35,8 +38,9 @@ def average_params(
     micro_steps: int = 1,
     start_from_params: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keep the average of the parameters as they are after the updates, which pass unless the average overwrites them.
+    """Keep a moving average of the updated parameters.
 
+    Updates pass unchanged, except at steps where the average replaces the parameters.
     `update` needs the parameters, and the `iterations` so far as an extra argument.
 
     Args:
@@ -55,24 +59,20 @@ def average_params(
         _check.integer("ema_overwrite_frequency", overwrite_frequency, 1, "Use None to never overwrite.")
 
     def init_fn(params: optax.Params) -> AverageParamsState:
-        start = (lambda p: jnp.array(p, copy=True)) if start_from_params else zeros_like
-        return AverageParamsState(jax.tree.map(start, params))
+        return AverageParamsState(jax.tree.map(_copy if start_from_params else zeros_like, params))
 
     def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: Any = None,
-        **extra_args: Any,
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, AverageParamsState]:
         _check.params_given(params, "the moving average", "averages the parameters themselves")
-        _check.same_tree(params, state.average, "average", "parameter")
+        _check.same_trees({"parameter": params}, {"average": state.average})
         step = extra_args["iterations"] // micro_steps
 
         def average(mean: jax.Array, p: jax.Array, u: jax.Array | None) -> jax.Array:
             if u is None and start_from_params:
                 return mean
             dtype = arithmetic_dtype(p)
-            new = _sum(p, u).astype(dtype)
+            new = _updated(p, u).astype(dtype)
             if start_from_params:
                 kept, added = jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum).astype(dtype)
             else:
@@ -94,8 +94,13 @@ def average_params(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _sum(p: jax.Array, u: jax.Array | None) -> jax.Array:
-    """The parameter as `optax.apply_updates` will leave it."""
+def _copy(p: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+    """Return a copy, for the state may be donated; the average of the shape and dtype of a parameter is the same."""
+    return p if isinstance(p, jax.ShapeDtypeStruct) else jnp.array(p, copy=True)
+
+
+def _updated(p: jax.Array, u: jax.Array | None) -> jax.Array:
+    """Return the parameter as `optax.apply_updates` will leave it."""
     return p if u is None else p + u.astype(p.dtype)
 
 

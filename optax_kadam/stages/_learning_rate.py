@@ -5,75 +5,148 @@ So one outer stage owns both it and the count, and hands them to the stages insi
 and `learning_rate`. A float lives in the state, where `optax.tree.set` changes it without a recompile.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_kadam import _check
+from optax_kadam._gradients import Tree
 from optax_kadam._hyperparameter import Hyperparameter, at_step, takes_no_argument
-from optax_kadam.schedules import inverse_time
+from optax_kadam._schedule import inverse_time
 
 
-class _LearningRateState(NamedTuple):
-    iterations: jax.Array  # shape=(), dtype=int32: calls of `update` so far; Keras's `optimizer.iterations`.
-    learning_rate: jax.Array  # shape=(), dtype=float32: what the last step used; before the first, what it will use.
-    inner_state: optax.OptState
+class LearningRate(NamedTuple):
+    """The owner of a learning rate, for the chain and for a table of rows."""
+
+    first: Callable[[], jax.Array]  # What a new state holds: shape=(), dtype=float32.
+    at: Callable[[jax.Array, jax.Array], jax.Array]  # From what the state holds and the iterations to the step's rate.
+    is_held: bool  # Whether the state holds the rate, so that setting it there takes effect.
 
 
-class LearningRateState(_LearningRateState):
-    """The state of `with_learning_rate`: `iterations`, `learning_rate`, `inner_state`."""
+def learning_rate_of(learning_rate: Hyperparameter, decay: float | jax.Array | None = None) -> LearningRate:
+    """Return the owner of `learning_rate`: the state of a number, the caller of an array, a schedule or a callable.
 
-    __slots__ = ()
-
-    # A NamedTuple calls it final, and it is where `optax.tree.set` can be met.
-    def _replace(self, **fields: Any) -> "LearningRateState":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Set fields as `optax.tree.set` does, keeping the arrays' dtype and placement: a new type is a recompile."""
-        for name in ("iterations", "learning_rate"):
-            if name in fields and isinstance(getattr(self, name), jax.Array):
-                fields[name] = jnp.full_like(getattr(self, name), fields[name])
-        return super()._replace(**fields)
-
-
-def with_learning_rate(
-    learning_rate: Hyperparameter, inner: optax.GradientTransformationExtraArgs, decay: float | jax.Array | None = None
-) -> optax.GradientTransformationExtraArgs:
-    """Count the steps, and hand `iterations` and `learning_rate` to the stages of `inner`.
-
-    A float is kept in the state, in float32. A schedule sees the calls of `update` so far (with accumulation: the
-    micro-steps, as in Keras). A callable without arguments is asked at every step. With the legacy `decay`, the rate is
-    divided by `1 + decay * iterations`, on top of a schedule too.
-
-    What leaves is ready for `optax.apply_updates`: in the dtype of the parameters, and a zero for a parameter whose
-    gradient is None.
+    With the legacy `decay`, the rate is divided by `1 + decay * iterations`, on top of a schedule too.
     """
     decay_rate = 0.0 if decay is None else _check.number("decay", decay, (">=", 0.0))
     is_decayed = isinstance(decay_rate, jax.Array) or decay_rate > 0.0
     rate_at = at_step("learning_rate", learning_rate)
-    lives_in_state = not callable(learning_rate) and not isinstance(learning_rate, jax.Array) and not is_decayed
+    is_held = not callable(learning_rate) and not isinstance(learning_rate, jax.Array) and not is_decayed
 
     def rate_of(iterations: jax.Array) -> jax.Array:
         rate = jnp.asarray(rate_at(iterations)).astype(jnp.float32)
         return inverse_time(rate, decay_rate, iterations) if is_decayed else rate
 
-    def init_fn(params: optax.Params) -> LearningRateState:
-        iterations = jnp.zeros((), jnp.int32)
+    def first() -> jax.Array:
         if callable(learning_rate) and takes_no_argument(learning_rate):
-            rate = jnp.zeros((), jnp.float32)  # Not asked before the first step: asking may change what it answers.
-        else:
-            rate = jnp.array(rate_of(iterations), copy=True)  # The state may be donated; a caller's array may not.
-        return LearningRateState(iterations, rate, inner.init(params))
+            return jnp.zeros((), jnp.float32)  # It is not asked before the first step: asking may change its answer.
+        return jnp.array(rate_of(jnp.zeros((), jnp.int32)), copy=True)  # A state may be donated, a caller's array not.
+
+    return LearningRate(first, lambda held, iterations: held if is_held else rate_of(iterations), is_held)
+
+
+class RateHeld:
+    """A state in which `optax.tree.set` sets the step count and the learning rate; a mixin for a NamedTuple."""
+
+    __slots__ = ()
+
+    def _replace(self, **fields: Tree) -> Self:
+        """Set fields, keeping the arrays' dtype and placement, for another type would be a recompile.
+
+        `optax.tree.set` calls `_replace` with every field; overriding it is the only way to keep the dtype.
+        """
+        for name in {"iterations", "learning_rate"} & fields.keys():
+            fields[name] = _like(name, getattr(self, name), fields[name])
+        return super()._replace(**fields)  # pyright: ignore[reportAttributeAccessIssue]: the NamedTuple beside it.
+
+
+class RateComputed(RateHeld):
+    """A state that only shows the learning rate of the last step, as something else decides on it at every step."""
+
+    __slots__ = ()
+
+    def _replace(self, **fields: Tree) -> Self:
+        """Set fields, but not the learning rate."""
+        if fields.get("learning_rate", rate := getattr(self, "learning_rate")) is not rate:  # noqa: B009
+            raise ValueError(
+                "`learning_rate` must have been given as a number to be set in a state. "
+                f"Received: learning_rate={fields['learning_rate']}, where a schedule, a callable, an array or `decay` "
+                "gives the rate of every step. Build the optimizer with a number, or with "
+                "`optax.inject_hyperparams(kadam)(learning_rate=...)`."
+            )
+        return super()._replace(**fields)
+
+
+def _like(name: str, current: Tree, value: Tree) -> Tree:
+    """Return `value` in the place of `current`, an array or a wrapper of one, as a variable of Flax is."""
+    if value is current or not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
+        return value  # Something else in the place of an array, such as its sharding.
+    if name == "iterations" and not isinstance(value, (jax.Array, np.ndarray)):
+        _check.integer(name, value, 0)
+    number = _check.number(name, value)
+    return jax.tree.map(lambda x: jnp.full_like(x, number) if isinstance(x, jax.Array) else value, current)
+
+
+class _Fields(NamedTuple):
+    iterations: jax.Array  # shape=(), dtype=int32: calls of `update` so far; Keras's `optimizer.iterations`.
+    learning_rate: jax.Array  # shape=(), dtype=float32: what the last step used; before the first, what it will use.
+    inner_state: optax.OptState
+
+
+class LearningRateState(RateHeld, _Fields):
+    """The state of `with_learning_rate`: `iterations`, `learning_rate`, `inner_state`."""
+
+    __slots__ = ()
+
+
+class ComputedLearningRateState(RateComputed, _Fields):
+    """The same, where the learning rate of each step is computed."""
+
+    __slots__ = ()
+
+
+def with_learning_rate(
+    learning_rate: Hyperparameter,
+    inner: optax.GradientTransformationExtraArgs,
+    decay: float | jax.Array | None = None,
+    *,
+    kept: tuple[str, ...] = (),
+    is_injected: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Count the steps, and hand `iterations` and `learning_rate` to the stages of `inner`.
+
+    The updates can go straight to `optax.apply_updates`: they are in the dtype of the parameters, and zero for a
+    parameter whose gradient is None.
+
+    Args:
+      learning_rate: a number is kept in the state, in float32. A schedule sees the calls of `update` so far, with
+        accumulation the micro-steps, as in Keras. A callable without arguments is asked at every step.
+      inner: what is handed both.
+      decay: see `learning_rate_of`.
+      kept: the names of what `inner` keeps in its states, in order.
+      is_injected: whether `optax.inject_hyperparams` hands over the rate at every step. Its own state is where the rate
+        is set then; the same call of `optax.tree.set` meets this state too, and must not fail.
+    """
+    owner = learning_rate_of(learning_rate, decay)
+    make = LearningRateState if owner.is_held or is_injected else ComputedLearningRateState
+
+    def init_fn(params: optax.Params) -> LearningRateState | ComputedLearningRateState:
+        return make(jnp.zeros((), jnp.int32), owner.first(), inner.init(params))
 
     def update_fn(
-        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, LearningRateState]:
-        rate = state.learning_rate if lives_in_state else rate_of(state.iterations)
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
+    ) -> tuple[optax.Updates, LearningRateState | ComputedLearningRateState]:
+        _check.state(state, _Fields, ("iterations", "learning_rate", *kept))
+        rate = owner.at(state.learning_rate, state.iterations)
         extra_args |= {"iterations": state.iterations, "learning_rate": rate}
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if params is not None:
             updates = jax.tree.map(_ready_to_add, params, updates)
-        return updates, LearningRateState(jnp.asarray(optax.safe_increment(state.iterations)), rate, inner_state)
+        return updates, make(jnp.asarray(optax.safe_increment(state.iterations)), rate, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -8,18 +8,19 @@ Source: `keras/src/optimizers/base_optimizer.py` and `loss_scale_optimizer.py` (
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_kadam import _check
-from optax_kadam._gradients import map_values, values_of
+from optax_kadam import _call, _check, _generations, _xla
+from optax_kadam._generations import Generation
+from optax_kadam._gradients import Tree, arrays_of, map_values, values_of
 from optax_kadam._mesh import sum_over_shards
 from optax_kadam._precision import arithmetic_dtype
-from optax_kadam.stages._accumulate import choose
 
 
 def unscale(loss_scale_factor: float | jax.Array) -> optax.GradientTransformationExtraArgs:
@@ -31,7 +32,10 @@ def unscale(loss_scale_factor: float | jax.Array) -> optax.GradientTransformatio
 
 
 def _widened(g: jax.Array) -> jax.Array:
-    """`g` in the precision of the arithmetic: in float16 a scale overflows, and what it saved underflows again."""
+    """Return `g` in the precision of the arithmetic.
+
+    float16 cannot hold a scale above 65504, and unscaled gradients would underflow in it.
+    """
     return g.astype(arithmetic_dtype(g))
 
 
@@ -43,12 +47,13 @@ class DynamicLossScaleState(NamedTuple):
     inner_state: optax.OptState
 
 
+@_call.named
 def dynamic_loss_scale(
     inner: optax.GradientTransformation,
     initial_scale: float = 2.0**15,
     dynamic_growth_steps: int = 2000,
     *,
-    generation: str = "keras3",
+    generation: Generation = "keras3",
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide the gradients by a scale that grows while they are finite, and skip the step where they are not.
@@ -84,7 +89,7 @@ def dynamic_loss_scale(
         raise TypeError(f"`inner` must be an optax transformation. Received: inner={inner!r}.")
     first_scale = _check.number("initial_scale", initial_scale, (">", 0.0))
     growth_steps = _check.integer("dynamic_growth_steps", dynamic_growth_steps, 1)
-    is_keras3 = _check.generation(generation) == "keras3"
+    counts_skipped_steps = _generations.rules_of(generation).counts_skipped_steps
     names = _check.axis_names(axis_name)
     inner = optax.with_extra_args_support(inner)
 
@@ -93,7 +98,11 @@ def dynamic_loss_scale(
         return DynamicLossScaleState(jnp.zeros((), jnp.int32), scale, inner.init(params))
 
     def guard(
-        choose_branch: Any, updates: optax.Updates, state: Any, params: Any, extra_args: dict[str, Any]
+        cond: Callable[..., Tree],
+        updates: optax.Updates,
+        state: DynamicLossScaleState,
+        params: optax.Params | None,
+        extra_args: dict[str, Tree],
     ) -> tuple[optax.Updates, DynamicLossScaleState]:
         counter, scale, inner_state = state
 
@@ -101,14 +110,16 @@ def dynamic_loss_scale(
             unscaled = map_values(lambda g: _widened(g) / scale.astype(arithmetic_dtype(g)), updates)
             new, new_inner_state = inner.update(unscaled, inner_state, params, **extra_args)
             is_due = counter >= growth_steps - 1
-            doubled = scale * 2.0 if is_keras3 else jnp.where(jnp.isfinite(scale * 2.0), scale * 2.0, scale)
+            doubled = scale * 2.0
+            if counts_skipped_steps:
+                doubled = jnp.where(jnp.isfinite(doubled), doubled, scale)
             return new, DynamicLossScaleState(
                 jnp.where(is_due, 0, counter + 1), jnp.where(is_due, doubled, scale), new_inner_state
             )
 
         def skip() -> tuple[optax.Updates, DynamicLossScaleState]:
             zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: apply()[0]))
-            if is_keras3:
+            if not counts_skipped_steps:
                 return zeros, DynamicLossScaleState(jnp.zeros_like(counter), scale * 0.5, inner_state)
             counted = optax.safe_increment(optax.tree.get(inner_state, "iterations"))
             return zeros, DynamicLossScaleState(
@@ -117,15 +128,20 @@ def dynamic_loss_scale(
 
         lost = [jnp.any(~jnp.isfinite(g)).astype(jnp.int32) for g in values_of(updates)]
         is_finite = ~jnp.any(jnp.stack(sum_over_shards(lost, names)))
-        return choose_branch(is_finite, apply, skip)
+        return cond(is_finite, apply, skip)
 
-    # Keras 3 on JAX compiles both branches even in an eager run, the older two run theirs op by op. Jitted here once:
-    # an eager `lax.cond` would be compiled again at every step.
-    guarded: Any = jax.jit(functools.partial(guard, lax.cond)) if is_keras3 else functools.partial(guard, choose)
+    if counts_skipped_steps:
+        guarded = functools.partial(guard, _xla.cond)
+    else:
+        # Keras 3 on JAX compiles both branches even in an eager run. They are jitted here once: an eager `lax.cond`
+        # would be compiled again at every step.
+        guarded = jax.jit(functools.partial(guard, lax.cond))
 
     def update_fn(
-        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+        updates: optax.Updates, state: Tree, params: Tree = None, **extra_args: Tree
     ) -> tuple[optax.Updates, DynamicLossScaleState]:
-        return guarded(updates, state, params, extra_args)
+        if not isinstance(state, DynamicLossScaleState):
+            _check.state(state, DynamicLossScaleState, DynamicLossScaleState._fields)
+        return guarded(arrays_of(updates), state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -192,10 +192,10 @@ def test_bad_input_is_refused_in_one_line(capsys, tmp_path, monkeypatch):
         f"convert {ADAM} none/out": "`OUT` must be in a folder that exists. Received: ",
         f"{convert} --rename d1": "--rename: must be KERAS=HERE. Received: 'd1'.",
         f"{convert} --rename d1=a d1=b": "--rename: must name each part of Keras's paths once",
-        f"{convert} --rename d3=a": "must name parts of Keras's paths. Received: 'd3'. It has: m/emb/emb",
+        f"{convert} --rename d3=a": "must name parts of Keras's paths. Received: 'd3'. The paths are m/emb/emb",
         f"{convert} --rename d1=d2": "Received: 'd2/kernel' for 'm/d1/kernel' and for 'm/d2/kernel'.",
         f"{convert} --rename m/d1/kernel=d2": "must not be a folder of another. Received: 'd2'",
-        f"convert {FILES}/legacy/adam.keras out": "Received: weights alone.",
+        f"convert {FILES}/legacy/adam.keras out": "Received: mu=None, for a file of weights alone.",
     }.items():
         assert message in refusal(capsys, arguments)
         assert sorted(tmp_path.iterdir()) == before

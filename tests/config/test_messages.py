@@ -20,7 +20,7 @@ UNREADABLE = [
     (older(LEGACY | {"weight_decay": 0.1}, "Addons>AdamW"), r"`class_name` must be .* Received: class_name='Addons>Ad"),
     (older(LEGACY | {"weight_decay": 0.1}, "AdamW"), r"`class_name` must be .* Received: class_name='AdamW'"),
     (older({"weight_decay": None}, "AdamW"), r"`weight_decay` must be a number for AdamW. Received: weight_decay=None"),
-    (KERAS3 | {"lr": 0.1}, r"`lr` must be left out .* generation='keras3', .* Received: lr=0.1. The keys that it kn"),
+    (KERAS3 | {"lr": 0.1}, r"`lr` must be left out .* generation='keras3', .* Received: lr=0.1. Its Adam knows name"),
     (TF_KERAS | {"decay": 0.1}, r"`decay` must be left out .* generation='tf_keras'"),
     (LEGACY | {"weight_decay": 0.1}, r"`weight_decay` must be left out .* generation='legacy'"),
     (rate("f", "function", "builtins", "function"), r"`learning_rate` must be .*'function', ...}. Pass `learning_ra"),
@@ -39,7 +39,7 @@ UNREADABLE = [
     ({"inner_optimizer": "adam"}, r"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer='ad"),
 ]
 UNSAID = [
-    ({"learning_rat": 0.1}, r"unexpected keyword argument 'learning_rat'"),
+    ({"learning_rat": 0.1}, r"Received: learning_rat. Use `learning_rate`"),
     ({"decay": 0.1, "generation": "legacy"}, r"`generation` must be what a Keras 3 .* Received: .*InverseTimeDecay"),
     ({"use_ema": True, "generation": "tf_keras"}, r"`use_ema` must be what .* average starts elsewhere"),
     ({"adaptive_epsilon": True, "generation": "tf_keras"}, r"`adaptive_epsilon` must be left out"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import optax_kadam as ok
-from optax_kadam.keras_files._stored import read_into_place
+from optax_kadam.keras_files._lazy_array import read_into_place
 
 from ..helpers import keras_rules
 

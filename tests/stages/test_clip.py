@@ -1,5 +1,7 @@
 """The clips by norm and by value, one array or all arrays at a time."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,3 +27,11 @@ def test_a_global_norm_of_many_gradients_is_summed_up_as_keras_does(count, jit):
 
     expected, found = (jax.jit(f)(gradients) if jit else f(gradients) for f in (keras, ours))
     assert all(jax.tree.map(np.array_equal, found, expected))
+
+
+def test_a_compiled_sum_of_many_norms_takes_200_at_a_time():
+    """XLA fuses a sum with all that it adds up, in a time that grows with the square of their number."""
+    gradients = [jax.ShapeDtypeStruct((2,), jnp.float32)] * 450
+    lowered = jax.jit(lambda g: ok.clip_by_global_norm(0.7).update(g, optax.EmptyState())[0]).lower(gradients)
+    lengths = re.findall(r"stablehlo.concatenate.*-> tensor<(\d+)xf32>", lowered.as_text())
+    assert max(map(int, lengths)) == 200

@@ -30,6 +30,7 @@ def test_the_older_generations_count_skipped_steps_and_stop_at_a_scale_of_one(ge
     assert (float(state.dynamic_scale), int(optax.tree.get(state, "iterations")), float(updates[0])) == (1.0, 1, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:The second moments of float16:UserWarning")
 @pytest.mark.parametrize("generation", ["keras3", "legacy"])
 def test_a_scale_beyond_float16_does_not_swallow_its_gradients(generation):
     params, gradient = jnp.ones(2, "float16"), jnp.array([512.0, -1.0], "float16")

@@ -1,23 +1,23 @@
-"""Keras's zip archives (`.keras`), opened without unpacking, and the shards that a `.weights.json` lists.
+"""Keras's zip archives (`.keras`) are opened without unpacking, and the shards of a `.weights.json` are put together.
 
-A zip carries a CRC-32 of each member, which is verified here before anything in it is believed.
+A zip archive carries a CRC-32 of each member, which is verified before anything in the member is used.
 """
 
 import contextlib
-import json
 import pathlib
 import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
-from optax_kadam.keras_files.containers._hdf5 import Group, read_hdf5
+from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files._named_arrays import Group
+from optax_kadam.keras_files.containers._hdf5 import read_hdf5
 
 WEIGHTS = "model.weights.h5"
 _CHUNK = 1 << 22
-# What Keras writes is not compressed; what was packed again expands less than this, unless it is small.
+# Keras compresses nothing. A member that someone compressed expands less than this, unless it is small.
 _LARGEST_EXPANSION, _SMALL = 100, 1 << 26
 
 
@@ -29,7 +29,7 @@ class Archive:
         if zipped is not None:
             self._check_names(zipped)
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> dict[str, object]:
         """Return the JSON object in the member `name`."""
         if self._zip is None:
             return parse_json((self._folder / name).read_bytes(), self._folder / name)
@@ -45,7 +45,7 @@ class Archive:
             with self._zip.open(member) as source, unpacked.open("wb") as target:
                 shutil.copyfileobj(source, target, _CHUNK)
             return read_hdf5(unpacked)
-        with self._zip.open(member) as source:  # Which compares the checksum once all has been read.
+        with self._zip.open(member) as source:  # Reading to the end compares the checksum.
             while source.read(_CHUNK):
                 pass
         return read_hdf5(self._path, self._start_of(member), member.file_size)
@@ -64,7 +64,10 @@ class Archive:
                     "No Keras wrote this: do not trust it."
                 )
             if names.count(name) > 1:
-                raise ValueError(f"A member must stand in an archive once. Received: {name!r} in {str(self._path)!r}.")
+                raise ValueError(
+                    f"A member must stand in an archive once. Received: {name!r}, {names.count(name)} times, "
+                    f"in {str(self._path)!r}. No Keras wrote this: do not trust it."
+                )
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         if self._zip is None or name not in self._zip.namelist():
@@ -76,13 +79,13 @@ class Archive:
         if member.file_size > max(_SMALL, _LARGEST_EXPANSION * member.compress_size):
             raise ValueError(
                 f"A member of an archive must not expand more than {_LARGEST_EXPANSION} times. Received: {name!r}, "
-                f"{member.compress_size} to {member.file_size} bytes, in {str(self._path)!r}: a zip bomb. "
+                f"{member.compress_size} to {member.file_size} bytes, in {str(self._path)!r}, which is a zip bomb. "
                 "Pack it again without compression if you trust it."
             )
         return member
 
     def _start_of(self, member: zipfile.ZipInfo) -> int:
-        """Return where the bytes of a stored member begin: after its own header, which is not the directory's."""
+        """Return where the bytes of an uncompressed member begin: behind its own header, whose length only it tells."""
         with self._path.open("rb") as file:
             file.seek(member.header_offset)
             name_length, extra_length = struct.unpack("<26x2H", file.read(30))
@@ -91,7 +94,7 @@ class Archive:
 
 @contextlib.contextmanager
 def open_archive(path: pathlib.Path) -> Iterator[Archive]:
-    """Open a `.keras` archive or folder. Arrays in it can be read until this context is left."""
+    """Open a `.keras` archive or folder. Its arrays can be read until the context is left."""
     if path.is_dir():
         yield Archive(path, path, None)
         return
@@ -99,30 +102,21 @@ def open_archive(path: pathlib.Path) -> Iterator[Archive]:
         yield Archive(path, pathlib.Path(folder), zipped)
 
 
-def parse_json(text: bytes, where: Any) -> dict[str, Any]:
-    """Return the JSON object in `text`, read from `where`."""
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"A configuration must be JSON: {error}. Received: {str(where)!r}. The file is damaged: copy it again."
-        ) from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"A configuration must be a JSON object. Received: {type(parsed).__name__} in {str(where)!r}.")
-    return parsed
-
-
-def read_shards(index: dict[str, Any], where: str, read: Any) -> Group:
-    """Return the shards that a `.weights.json` lists as the one file that they were cut from.
+def read_shards(index: Mapping[str, object], where: str, read: Callable[[str], Group]) -> Group:
+    """Return the root group of the file that was cut into the shards of a `.weights.json`.
 
     Args:
-      index: the JSON: `weight_map`, from a group's path to the name of its file, or to several.
-      where: what is being read, for messages.
-      read: from the name of a shard to its root group.
+      index: the JSON object in that file; its `weight_map` leads from the path of a group to the name of its shard, or
+        to a list of names.
+      where: the name of that file, for messages.
+      read: the function from the name of a shard to its root group.
     """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"A sharded file's index must hold a `weight_map`. Received: {sorted(index)} in {where!r}.")
+        raise ValueError(
+            f"The index of shards must hold a `weight_map`. Received: weight_map={weight_map!r} in {where!r}. "
+            "Hand over the `.weights.json` that Keras wrote."
+        )
     listed = {group: [names] if isinstance(names, str) else names for group, names in weight_map.items()}
     shards: dict[str, Group] = {}
     for names in listed.values():
@@ -141,8 +135,9 @@ def read_shards(index: dict[str, Any], where: str, read: Any) -> Group:
     if {group: sorted(names) for group, names in listed.items()} != found:
         wrong = sorted(set(listed) ^ set(found)) or [group for group in listed if sorted(listed[group]) != found[group]]
         raise ValueError(
-            f"The shards must hold what their index lists. Received: a difference at {wrong[0]!r} in {where!r}. "
-            "Copy the index and all its shards again."
+            f"The shards must hold what their index lists. Received: {wrong[0]!r}, which is in "
+            f"{found.get(wrong[0], [])} but listed in {listed.get(wrong[0], [])}, in {where!r}. "
+            "Copy the index and all shards again."
         )
     merged = Group({}, {}, {}, 0)
     for shard in shards.values():
@@ -158,9 +153,9 @@ def _groups_with_arrays(group: Group, name: str) -> Iterator[str]:
 
 
 def _merged(group: Group, other: Group, where: str) -> Group:
-    """Return the two as one; the order of creation is that of the shards, then of each shard."""
-    if twice := set(group.arrays) & set(other.arrays):
-        raise ValueError(f"An array must stand in one shard. Received: {min(twice)!r} twice, in {where!r}.")
+    """Return both groups as one. What is in `other` counts as created later."""
+    if repeated := set(group.arrays) & set(other.arrays):
+        raise ValueError(f"An array must stand in one shard. Received: {min(repeated)!r} twice, in {where!r}.")
     groups = dict(group.groups)
     last = max((inner.created for inner in groups.values()), default=0)
     for key, inner in other.groups.items():

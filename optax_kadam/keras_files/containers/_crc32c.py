@@ -1,20 +1,22 @@
-"""CRC-32C, the checksum of TensorFlow's checkpoints, at the speed of numpy.
+"""CRC-32C, the checksum of TensorFlow's checkpoints, computed at the speed of numpy.
 
-A polynomial x^a + x^b + ... + 1 that the Castagnoli polynomial divides lets a byte be taken out of a message if it is
-added (xor) to those a-b, ..., a bytes further on: the remainder stays. With such multiples of few terms whole pieces
-of a message move at once, until what is left is short enough for the usual table. The square of a multiple is one too,
-so every distance may be scaled by a power of two: in bits by 8, for bytes, and by more.
+The checksum is the remainder of the message, taken as a polynomial, on division by the Castagnoli polynomial. Let
+x^a + x^b + ... + 1 be a multiple of that. Then the remainder stays the same if a bit is removed from the message and
+added (xor) to the bits that stand a - b, ..., a places further on. The square of a multiple is a multiple too, so the
+distances may be multiplied by any power of two: by 8, to move bytes. A multiple of few terms moves whole pieces of a
+message at once, until the rest is short enough for the usual table.
 
 Source: RFC 3720, appendix B.4 (the checksum); `tensorflow/core/lib/hash/crc32c.h` (the mask).
 """
 
 import numpy as np
 
-_POLYNOMIAL = 0x82F63B78  # Castagnoli's, lowest bit first.
+_POLYNOMIAL = 0x82F63B78  # Castagnoli's, with the lowest bit first.
 _MULTIPLE = (4323, 5259, 5685)  # x^5685 + x^1362 + x^426 + 1
 _SHORT_MULTIPLE = (454, 505, 510, 532, 563)  # x^563 + x^109 + x^58 + x^53 + x^31 + 1
-_DISTANCES = (*(tuple(scale * d for d in _MULTIPLE) for scale in (64, 8, 1)), _SHORT_MULTIPLE)
-_CHUNK = 4 << 20  # Bytes copied at a time, because they are changed: small enough for a cache.
+# In bytes, for each round of `_fold`; the last of a tuple is the largest.
+_FOLD_DISTANCES = (*(tuple(scale * d for d in _MULTIPLE) for scale in (64, 8, 1)), _SHORT_MULTIPLE)
+_CHUNK = 4 << 20  # Bytes that are copied at a time, to be changed: few enough for a cache.
 _ALL_ONES = 0xFFFFFFFF
 _MASK = 0xA282EAD8
 
@@ -30,7 +32,7 @@ _TABLE = _table()
 
 
 def crc32c(data: bytes | memoryview | np.ndarray, value: int = 0) -> int:
-    """Return the CRC-32C of `data`, or, where `value` is that of a message, of the message followed by `data`."""
+    """Return the CRC-32C of `data` or, if `value` is the CRC-32C of a message, of that message followed by `data`."""
     message = data.reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     state = value ^ _ALL_ONES
     for start in range(0, len(message), _CHUNK):
@@ -45,8 +47,8 @@ def crc32c(data: bytes | memoryview | np.ndarray, value: int = 0) -> int:
 
 
 def _fold(message: np.ndarray) -> np.ndarray:
-    """Return the end of `message`, at most 563 bytes, changed so that its remainder is that of the whole."""
-    for distances in _DISTANCES:
+    """Return at most 563 bytes that have the remainder of `message`, which is changed."""
+    for distances in _FOLD_DISTANCES:
         start = 0
         while (count := min(distances[0], len(message) - distances[-1] - start)) > 0:
             moved = message[start : start + count]

@@ -1,12 +1,11 @@
-"""HDF5 files, opened by a process of their own (`_hdf5_worker`) and read here, straight into place.
+"""HDF5 files are opened by another process (`_hdf5_worker`), and their datasets are read by this one.
 
-HDF5 as Keras writes it carries no checksum: a flipped bit in a dataset cannot be noticed. What can be is refused: links
-that leave the file, datasets that reach past its end, anything that libhdf5 cannot follow, crashes on or loops on.
+HDF5 as Keras writes it carries no checksum, so that a flipped bit in a dataset goes unnoticed. Refused are links that
+leave the file, datasets that reach past its end, and files on which libhdf5 fails, crashes or does not end.
 """
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -17,90 +16,90 @@ import selectors
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.keras_files._stored import Stored, read_into_place
+from optax_kadam.keras_files._lazy_array import LazyArray, read_into_place
+from optax_kadam.keras_files._named_arrays import Group
+
+if TYPE_CHECKING:
+    from optax_kadam.keras_files.containers._hdf5_worker import FoundArray, FoundGroup
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """A group: its attributes, and its arrays and groups by name. `created` grows in the order of creation."""
+class _Contents(TypedDict):
+    contents: "FoundGroup"
 
-    attrs: Mapping[str, Any]
-    arrays: Mapping[str, Stored]
-    groups: Mapping[str, "Group"]
-    created: int
 
-    def at(self, path: str) -> "Group | None":
-        """Return the group at `path`, relative to this one, or None."""
-        group = self
-        for name in filter(None, path.split("/")):
-            if name not in group.groups:
-                return None
-            group = group.groups[name]
-        return group
+class _Error(TypedDict):
+    error: str
+    named: bool  # Whether the message says what must hold and what was received.
+
+
+_Answer = _Contents | _Error
 
 
 def read_hdf5(path: pathlib.Path, start: int = 0, size: int | None = None) -> Group:
     """Return the root group of the HDF5 file in the `size` bytes from `start` of the file at `path`.
 
     Raises:
-      ValueError: if it is damaged, or holds what Keras does not write.
+      ValueError: if the file is damaged, or holds something that Keras does not write.
       ImportError: if h5py is missing.
     """
     if importlib.util.find_spec("h5py") is None:
-        raise ImportError("Reading a Keras file needs h5py, which is not installed. Install it: pip install h5py")
+        raise ImportError("h5py must be installed to read HDF5. Received: no module h5py. Install it: pip install h5py")
     size = path.stat().st_size - start if size is None else size
     with _LOCK:
-        answer = _ask([str(path.absolute()), start, size])
-    if answer.get("named"):
-        raise ValueError(f"{answer['error']} In {str(path)!r}.")
-    if "error" in answer:
-        raise ValueError(
-            f"An HDF5 file must be whole: {answer['error']}. Received: {str(path)!r}. "
-            "It is damaged or cut off: copy it again."
-        )
-    return _group(answer["contents"], path, start)
+        answer = _ask((str(path.absolute()), start, size))
+    if "contents" in answer:
+        return _group(answer["contents"], path, start)
+    if answer["named"]:
+        raise ValueError(f"{answer['error']} The file is {str(path)!r}.")
+    raise ValueError(
+        f"An HDF5 file must be whole: {answer['error']}. Received: {str(path)!r}. "
+        "It is damaged or cut off: copy it again."
+    )
 
 
-def _group(found: dict[str, Any], path: pathlib.Path, start: int) -> Group:
-    arrays = {name: _stored(array, path, start) for name, array in found["arrays"].items()}
+def _group(found: "FoundGroup", path: pathlib.Path, start: int) -> Group:
+    arrays = {name: _lazy_array(array, path, start) for name, array in found["arrays"].items()}
     groups = {name: _group(group, path, start) for name, group in found["groups"].items()}
     return Group(found["attrs"], arrays, groups, found["created"])
 
 
-def _stored(array: dict[str, Any], path: pathlib.Path, start: int) -> Stored:
-    # HDF5 has no bfloat16: Keras writes two opaque bytes, with or without the attribute `dtype`.
+def _lazy_array(array: "FoundArray", path: pathlib.Path, start: int) -> LazyArray:
+    # HDF5 has no bfloat16: Keras writes two opaque bytes for it, with or without the attribute `dtype`.
     dtype = np.dtype(jnp.bfloat16) if array["dtype"] == "opaque" else np.dtype(array["dtype"])
     shape = tuple(array["shape"])
     if math.prod(shape) * dtype.itemsize != array["bytes"] or array["attrs"].get("dtype", dtype.name) != dtype.name:
-        raise ValueError(f"An opaque dataset must be a bfloat16 array. Received: {array} in {str(path)!r}.")
+        raise ValueError(
+            f"An opaque dataset must be a bfloat16 array. Received: shape {shape}, {array['bytes']} bytes, attributes "
+            f"{array['attrs']}, in {str(path)!r}. The file is damaged, or no Keras wrote it."
+        )
     read = functools.partial(read_into_place, path, start + array["offset"], shape, dtype)
-    return Stored(shape, dtype.newbyteorder("="), read, array["offset"])
+    return LazyArray(shape, dtype.newbyteorder("="), read, array["offset"])
 
 
-# One worker for all files: it takes a quarter of a second to start. It is asked by one thread at a time, never by a
-# forked child of the process that started it, and not again after it failed.
+# Starting a worker takes a quarter of a second, hence one worker opens all files. One thread at a time asks it. A
+# forked child starts its own, and a worker that failed is replaced.
 _LOCK = threading.Lock()
-_SECONDS, _BYTES_A_SECOND = 5.0, 1e7  # A whole file takes milliseconds; what takes longer than this is a loop.
+# A sound file takes milliseconds. If one takes longer than this, libhdf5 is taken to loop.
+_SECONDS, _BYTES_A_SECOND = 5.0, 1e7
 _workers: dict[int, subprocess.Popen[str]] = {}
 
 
-def _ask(request: list[Any]) -> dict[str, Any]:
-    """Return the worker's answer. One that dies on a file may have been ill from an earlier one: a new one decides."""
+def _ask(request: tuple[str, int, int]) -> _Answer:
+    """Return the answer of the worker; if it dies, of a new one, as an earlier file may have damaged the first."""
     worker = _workers.get(os.getpid())
     answer = _exchange(worker, request) if worker else None
-    return answer or _exchange(_start(), request) or {"error": "libhdf5 crashes on it"}
+    return answer or _exchange(_start(), request) or {"error": "libhdf5 crashes on it", "named": False}
 
 
-def _exchange(worker: subprocess.Popen[str], request: list[Any]) -> dict[str, Any] | None:
-    """Hand the worker a request and return its answer; None if it died."""
+def _exchange(worker: subprocess.Popen[str], request: tuple[str, int, int]) -> _Answer | None:
+    """Send a request to the worker and return its answer, or None if it died."""
     if worker.stdin is None or worker.stdout is None:
         return None
     with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as selector:
@@ -109,7 +108,7 @@ def _exchange(worker: subprocess.Popen[str], request: list[Any]) -> dict[str, An
         selector.register(worker.stdout, selectors.EVENT_READ)
         if not selector.select(_SECONDS + request[2] / _BYTES_A_SECOND):
             _stop(worker)
-            return {"error": "libhdf5 does not come to an end with it"}
+            return {"error": "libhdf5 does not come to an end with it", "named": False}
         if line := worker.stdout.readline():
             return json.loads(line)
     _stop(worker)

@@ -1,9 +1,9 @@
-"""TensorFlow's checkpoints, read without TensorFlow: no maintained library does that, hence this small reader.
+"""TensorFlow's checkpoints are read without TensorFlow, as no maintained library does that.
 
-A checkpoint `ck` is `ck.index`, a LevelDB table of protobuf messages under the names of the tensors, and their bytes,
-in `ck.data-00000-of-00001` and so on. One of the tensors is a string: the graph of the objects that were saved. A
-CRC-32C covers whatever is read, and is verified. Tensors that are no arrays of numbers (strings, variants, resources),
-and complex or quantized ones, are left out.
+A checkpoint `ck` has an index, `ck.index`, and data files, `ck.data-00000-of-00001` and so on. The index is a LevelDB
+table: it leads from the name of each tensor to a protobuf message that says where in a data file its bytes are. One of
+the tensors is a string, the graph of the objects that were saved. CRC-32C checksums cover all that is read, and are
+verified. Tensors of complex or quantized numbers, and of no numbers (strings, variants, resources), are left out.
 
 Source: `tensorflow/core/util/tensor_bundle/tensor_bundle.cc`, `tensorflow/core/util/saved_tensor_slice_util.cc`;
 `tensorflow/core/lib/io/{format,block,table}.cc`, LevelDB's table; `tensorflow/core/protobuf/{tensor_bundle,
@@ -20,43 +20,26 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.keras_files._stored import Stored, read_into_place
+from optax_kadam.keras_files._lazy_array import LazyArray, read_into_place
+from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.containers._crc32c import crc32c, unmask
 
 _GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-_FOOTER = 48  # Bytes: where two blocks stand, padding, the magic number.
+_FOOTER = 48  # Bytes: the places of two blocks, padding, the magic number.
 _VERSION = 1
 _DTYPES = {1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 9: "int64", 10: "bool"}
 _DTYPES |= {14: "bfloat16", 17: "uint16", 19: "float16", 22: "uint32", 23: "uint64"}
-_MOST_DIMENSIONS = 32  # Of an array in numpy 1.
-_FIXED = {1: 8, 5: 4}  # The bytes of protobuf's wire types for numbers of a fixed length.
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """An object of the graph. Other objects are given by their indices in `Checkpoint.nodes`."""
-
-    children: dict[str, int]
-    full_name: str | None  # Of its variable, if it is one.
-    key: str | None  # The variable's in `Checkpoint.tensors`.
-    slots: list[tuple[int, str, int]]  # A variable, the name of a slot, the slot.
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds."""
-
-    tensors: dict[str, Stored]
-    nodes: list[Node]  # The first is the root.
+_MOST_DIMENSIONS = 32  # An array in numpy 1 has no more.
+_FIXED = {1: 8, 5: 4}  # How many bytes a number takes in protobuf's wire types of a fixed length.
 
 
 def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
-    """Read the checkpoint that TensorFlow names `prefix`; its arrays are read, and verified, when they are asked for.
+    """Return the checkpoint that TensorFlow names `prefix`. Each array is verified when it is read.
 
     Raises:
       FileNotFoundError: if there is no index.
-      ValueError: if a file is missing or damaged, or it is not a checkpoint of objects.
+      ValueError: if a data file is missing, a file is damaged, or the checkpoint has no graph of objects.
     """
     index = pathlib.Path(f"{prefix}.index")
     if not index.is_file():
@@ -64,7 +47,7 @@ def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
             f"A checkpoint must have an index. Received: {str(prefix)!r}, and no file {index.name!r}. "
             "Hand over the path as TensorFlow takes it, and keep all its files together."
         )
-    with _refusal_told(index):
+    with _refusals_name(index):
         table = _read_table(index.read_bytes())
         files = _DataFiles(prefix, _Message(table.pop(b"", memoryview(b""))))
         entries = {key: _read_entry(key, _Message(value)) for key, value in table.items()}
@@ -73,28 +56,28 @@ def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
             path = files.find(entry)
             if entry.dtype is not None:
                 read = functools.partial(_read, path, entry, entry.dtype)
-                tensors[key.decode()] = Stored(entry.shape, entry.dtype, read)
+                tensors[key.decode()] = LazyArray(entry.shape, entry.dtype, read)
         if _GRAPH not in entries:
             raise _Refusal(
                 "A checkpoint must hold the graph of its objects.",
-                "which holds names alone, as those of TensorFlow 1 do",
-                "Restore it there, and save it with `tf.train.Checkpoint` or `save_weights` of TensorFlow 2.",
+                "which holds names alone, as a checkpoint of TensorFlow 1 does",
+                "Restore it in TensorFlow, and save it with `tf.train.Checkpoint` or `save_weights` of TensorFlow 2.",
             )
     path = files.path(entries[_GRAPH])
-    with _refusal_told(path):
+    with _refusals_name(path):
         return Checkpoint(tensors, _read_graph(_Message(_read_string(path, entries[_GRAPH]))))
 
 
 class _Refusal(Exception):
-    """Raised with what must hold, what was found and the remedy, where the file is not known."""
+    """A refusal that does not name the file yet: `_refusals_name` does."""
 
     def __init__(self, must: str, received: str, remedy: str = "The file is damaged: copy it again."):
         super().__init__(must, received, remedy)
 
 
 @contextlib.contextmanager
-def _refusal_told(path: pathlib.Path) -> Iterator[None]:
-    """Turn a refusal, and all that a damaged file leads to, into a ValueError that names the file."""
+def _refusals_name(path: pathlib.Path) -> Iterator[None]:
+    """Turn a refusal, and any error that a damaged file leads to, into a ValueError that names the file."""
     try:
         yield
     except (_Refusal, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, UnicodeError) as error:
@@ -103,14 +86,14 @@ def _refusal_told(path: pathlib.Path) -> Iterator[None]:
         raise ValueError(f"{must} Received: {str(path)!r}, {received}. {remedy}") from error
 
 
-# The table: blocks of keys and values, which a last block lists.
+# The index is a LevelDB table: blocks of keys and values, which a last block lists.
 
 
 def _read_table(data: bytes) -> dict[bytes, memoryview]:
     if len(data) < _FOOTER or data[-8:] != _MAGIC:
         raise _Refusal("An index must end in the magic number of a table.", f"which ends in {data[-8:].hex()!r}")
     footer, at = memoryview(data)[-_FOOTER:], 0
-    for _ in range(2):  # The offset and the size of another list, which is always empty.
+    for _ in range(2):  # This is the place of another list, which is always empty.
         _, at = _read_varint(footer, at)
     table: dict[bytes, memoryview] = {}
     last = None
@@ -123,7 +106,7 @@ def _read_table(data: bytes) -> dict[bytes, memoryview]:
 
 
 def _read_block(data: bytes, handle: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the keys and the values of the block at `handle`; behind it stand a byte for its kind and its checksum."""
+    """Yield the keys and values of the block at `handle`. A byte for its kind and its checksum follow the block."""
     offset, at = _read_varint(handle, 0)
     size, _ = _read_varint(handle, at)
     block = _part(memoryview(data), offset, size + 5)
@@ -136,7 +119,7 @@ def _read_block(data: bytes, handle: memoryview) -> Iterator[tuple[bytes, memory
         )
     restarts = int.from_bytes(_part(block, size - 4, 4), "little")
     entries = _part(block, 0, size - 4 - 4 * restarts)
-    at, key, budget = 0, b"", 2**16 + 2**8 * size  # Shared beginnings must not make gigabytes of a small file.
+    at, key, budget = 0, b"", 2**16 + 2**8 * size  # Keys share beginnings: a small file could give gigabytes of them.
     while at < len(entries):
         shared, at = _read_varint(entries, at)
         unshared, at = _read_varint(entries, at)
@@ -150,27 +133,27 @@ def _read_block(data: bytes, handle: memoryview) -> Iterator[tuple[bytes, memory
 
 
 def _part(data: memoryview, start: int, count: int) -> memoryview:
-    """Return `count` bytes of `data` from `start`, all of which must be there."""
+    """Return `count` bytes of `data` from `start`, or raise if there are fewer."""
     if start < 0 or count < 0 or start + count > len(data):
         raise _Refusal("A part must lie within its whole.", f"bytes {start} to {start + count} of {len(data)}")
     return data[start : start + count]
 
 
-# Protobuf's wire format.
+# The messages are in protobuf's wire format.
 
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return the number at `at`, seven bits a byte, and where it ends."""
+    """Return the number that begins at `at`, with seven bits in each byte, and where it ends."""
     value = 0
     for i, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
             return value, at + i + 1
-    raise _Refusal("A number must end.", f"none that does at byte {at} of {len(data)}")
+    raise _Refusal("A number must end.", f"one at byte {at} of {len(data)} that does not")
 
 
 class _Message:
-    """A protobuf message: its fields by their numbers, the last one counting where a field is not repeated."""
+    """A protobuf message. Its fields are read by their numbers; the last one counts if a field is not repeated."""
 
     def __init__(self, data: memoryview):
         self._numbers: dict[int, int] = {}
@@ -181,7 +164,7 @@ class _Message:
             field, kind = tag >> 3, tag & 7
             if kind == 0:
                 value, at = _read_varint(data, at)
-                self._numbers[field] = (value + 2**63) % 2**64 - 2**63  # All that are read here are signed.
+                self._numbers[field] = (value + 2**63) % 2**64 - 2**63  # All numbers that are read here are signed.
             elif kind == 2:
                 count, at = _read_varint(data, at)
                 self._chunks.setdefault(field, []).append(_part(data, at, count))
@@ -208,15 +191,15 @@ class _Message:
         return _Message(self._chunks.get(field, [memoryview(b"")])[-1])
 
 
-# What the index tells.
+# The index says where each tensor is.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """Where a tensor stands."""
+    """The place of a tensor."""
 
     kind: int
-    dtype: np.dtype | None  # None if it is left out.
+    dtype: np.dtype | None  # None for a tensor that is left out.
     shape: tuple[int, ...]
     file: int
     offset: int
@@ -229,7 +212,7 @@ class _Entry:
 
 
 def _read_entry(key: bytes, message: _Message) -> _Entry:
-    if key.startswith(b"\0") or message.has(7):  # So begins the key of a slice, and no other.
+    if key.startswith(b"\0") or message.has(7):  # Only the key of a slice begins so.
         raise _Refusal(
             "A variable must be stored in one piece.",
             f"which holds slices of {key[1:].partition(bytes(1))[0].decode()!r}",
@@ -246,18 +229,20 @@ def _read_entry(key: bytes, message: _Message) -> _Entry:
 
 
 class _DataFiles:
-    """The files that hold the data."""
+    """The data files of a checkpoint."""
 
     def __init__(self, prefix: pathlib.Path, header: _Message):
         self._prefix, self._count = prefix, header.number(1)
-        self._left: dict[int, int] = {}  # Bytes of each that no entry has had.
+        self._unclaimed: dict[int, int] = {}  # The bytes of each data file that no entry covers yet.
         version = header.message(3)
         if header.number(2):
             remedy = "Restore it in TensorFlow on a little-endian machine, and save it again."
             raise _Refusal("A checkpoint must be little-endian.", "which is big-endian", remedy)
         if version.number(2) > _VERSION or version.has(3):
             must = f"A checkpoint must be of version {_VERSION} of its format."
-            raise _Refusal(must, "which asks for another", "Save it with TensorFlow 2.21 or an earlier one.")
+            asked = version.number(2)
+            received = f"which asks for version {asked}" if asked > _VERSION else "which excludes that version"
+            raise _Refusal(must, received, "Save it with TensorFlow 2.21 or an earlier one.")
         if self._count < 1:
             raise _Refusal("An index must begin with its header.", f"num_shards={self._count}")
 
@@ -265,7 +250,7 @@ class _DataFiles:
         return pathlib.Path(f"{self._prefix}.data-{entry.file:05d}-of-{self._count:05d}")
 
     def find(self, entry: _Entry) -> pathlib.Path:
-        """Return the file of `entry`, if its bytes can be there."""
+        """Return the data file of `entry`, or raise if its bytes cannot be there."""
         if not 0 <= entry.file < self._count:
             raise _Refusal("A tensor must stand in a data file.", f"one in file {entry.file} of {self._count}")
         if entry.dtype is not None and entry.size != math.prod(entry.shape) * entry.dtype.itemsize:
@@ -274,21 +259,21 @@ class _DataFiles:
         if not path.is_file():
             raise _Refusal("A checkpoint must have all its files.", f"and no file {path.name!r}", "Copy it there too.")
         length = path.stat().st_size
-        left = self._left[entry.file] = self._left.get(entry.file, length) - entry.size
-        if min(entry.offset, entry.size, left, length - entry.offset - entry.size) < 0:
+        unclaimed = self._unclaimed[entry.file] = self._unclaimed.get(entry.file, length) - entry.size
+        if min(entry.offset, entry.size, unclaimed, length - entry.offset - entry.size) < 0:
             raise _Refusal(
                 "A data file must hold what its index lists.",
                 f"which lists {entry.place} of the {length} of {path.name!r}",
-                "It was cut off, or is of another checkpoint: copy both again.",
+                "The data file was cut off, or is of another checkpoint: copy both again.",
             )
         return path
 
 
-# What the data files hold.
+# The data files hold the bytes of the tensors.
 
 
 def _read(path: pathlib.Path, entry: _Entry, dtype: np.dtype) -> np.ndarray:
-    with _refusal_told(path):
+    with _refusals_name(path):
         array = read_into_place(path, entry.offset, entry.shape, dtype)
         if crc32c(array) != entry.checksum:
             raise _Refusal("A tensor must match its checksum.", entry.place)
@@ -296,17 +281,20 @@ def _read(path: pathlib.Path, entry: _Entry, dtype: np.dtype) -> np.ndarray:
 
 
 def _read_string(path: pathlib.Path, entry: _Entry) -> memoryview:
-    """Return the one string of a tensor: its length, the checksum of that as an integer of 4 or 8 bytes, its bytes."""
+    """Return the string in a tensor of one string.
+
+    Its bytes follow its length, and the checksum of its length as an integer of 4 or 8 bytes.
+    """
     if entry.kind != 7 or entry.shape:
         raise _Refusal("The graph of the objects must be a string.", f"dtype {entry.kind} of shape {entry.shape}")
     with path.open("rb") as file:
         file.seek(entry.offset)
         data = memoryview(file.read(entry.size))
     length, at = _read_varint(data, 0)
-    stored, text = _part(data, at, 4), _part(data, at + 4, length)
+    masked, text = _part(data, at, 4), _part(data, at + 4, length)
     checksum = crc32c(length.to_bytes(4 if length < 2**32 else 8, "little"))
-    is_sound = checksum == unmask(int.from_bytes(stored, "little")) and at + 4 + length == entry.size
-    if not is_sound or crc32c(text, crc32c(stored, checksum)) != entry.checksum:
+    is_sound = checksum == unmask(int.from_bytes(masked, "little")) and at + 4 + length == entry.size
+    if not is_sound or crc32c(text, crc32c(masked, checksum)) != entry.checksum:
         raise _Refusal("The graph of the objects must match its checksum.", entry.place)
     return text
 

@@ -1,1 +1,1 @@
-"""From named arrays to weights and slots: the layouts in which the generations of Keras wrote them."""
+"""Layouts turn named arrays into weights and slots: each generation of Keras arranged them in its own ways."""

@@ -1,6 +1,6 @@
-"""What is known of Keras's own layers: the variables and sublayers that they make, in which order."""
+"""The variables and sublayers that Keras's own layers make, in their order."""
 
-# Keras's own layers: the names of their trainable variables and of the others, in the order of the file.
+# The names of the trainable variables of a layer, and of its other variables, in the order of the file.
 _AFFINE = (("kernel", "bias"), ())
 _CENTERED = (("gamma", "beta"), ())
 _RECURRENT = (("kernel", "recurrent_kernel", "bias"), ())
@@ -18,10 +18,10 @@ VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "normalization": ((), ("mean", "variance", "count")),
     "p_re_lu": (("alpha",), ()),
 }
-# The arguments that leave a variable out.
+# Arguments of layers that leave variables out if they are False.
 SWITCHES = {"use_bias": ("bias",), "scale": ("gamma",), "center": ("beta",)}
-# Keras's own layers that consist of layers: their attributes, in the order in which these are made.
+# Layers that consist of layers: their attributes, in the order in which Keras makes the layers in them.
 ATTENTION = {"query_dense": "query", "key_dense": "key", "value_dense": "value", "output_dense": "attention_output"}
 SUBLAYERS = (tuple(ATTENTION), ("forward_layer", "backward_layer"))
-# Where a class is registered under another name than its own.
+# Classes that are registered under another name than their own.
 ALIASES = {"group_query_attention": "grouped_query_attention"}

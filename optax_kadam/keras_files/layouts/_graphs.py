@@ -1,24 +1,32 @@
-"""TensorFlow checkpoints and SavedModels: arrays in a graph of objects, in which the optimizer is looked for.
+"""TensorFlow checkpoints and SavedModels hold a graph of objects, one of which is the optimizer.
 
-    keras3      children _iterations, _learning_rate, _momentums, _velocities, ..., _trainable_variables
-    tf_keras    the same but the last; a slot is named after its variable: `Adam/m/dense/kernel`
-    legacy      children iter, beta_1, ...; the node lists its slots: variable, `m`, `v` or `vhat`, array
+    keras3      its children are _iterations, _learning_rate, _momentums, _velocities, ..., _trainable_variables
+    tf_keras    its children are the same but the last; a slot is named after its variable: `Adam/m/dense/kernel`
+    legacy      its children are iter, beta_1, ...; it lists its slots: variable, `m`, `v` or `vhat`, array
 
 Source: `keras/src/backend/tensorflow/optimizer.py` (Keras 3.15); `tf_keras/src/optimizers/{optimizer,adam}.py`,
 `legacy/optimizer_v2.py` (2.21); `tensorflow/core/protobuf/trackable_object_graph.proto`.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._contents import Contents, Slots, Variable, check_name, guessed
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._tf_checkpoint import Checkpoint, Node
+from optax_kadam.keras_files._contents import (
+    Contents,
+    Slots,
+    Variable,
+    check_name,
+    check_shapes,
+    counted,
+    missing_slot,
+    with_guessed_trainability,
+)
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.layouts._layers import NOT_WEIGHTS
 
-_LISTS = {
+_SLOT_LISTS = {
     "_momentums": "mu",
     "_velocities": "nu",
     "_velocity_hats": "nu_max",
@@ -30,20 +38,21 @@ _NOT_MODEL = re.compile(rf"{NOT_WEIGHTS.pattern}|keras_api|signatures|train_(tf_
 _WITH_MODEL = "Save the model with it: `tf.train.Checkpoint(model=model, optimizer=optimizer)`."
 
 
-def graph_contents(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Contents:
-    """Return what a checkpoint holds; `config` is the serialized optimizer, if it is known."""
+def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) -> Contents:
+    """Return the contents of a checkpoint. `config` is the serialized optimizer, or None if it is not known."""
     graph = _Graph(checkpoint)
     optimizers = [node for node in checkpoint.nodes if _is_optimizer(node)]
     if len(optimizers) > 1:
         raise ValueError(
-            f"A checkpoint must hold the state of one Adam. Received: {len(optimizers)}. Save the one that you want."
+            f"A checkpoint must hold the state of one Adam. Received: {len(optimizers)} optimizers. "
+            "Save the one that you want."
         )
     model = list(graph.model_variables())
     generation = parse(config).generation if config else None
     if not optimizers:
         generation = generation or ("keras3" if "_all_variables" in checkpoint.nodes[0].children else "tf_keras")
         suffix = "" if generation == "keras3" else ":0"
-        variables = [guessed(Variable(*graph.variable(i, suffix))) for i in model]
+        variables = [with_guessed_trainability(Variable(*graph.variable(i, suffix))) for i in model]
         return Contents(generation, config, variables, None)
     (optimizer,) = optimizers
     if config is None:
@@ -57,8 +66,7 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> 
     suffix = "" if found == "keras3" else ":0"
     variables = [Variable(*graph.variable(i, suffix), is_trainable=i in set(order)) for i in order]
     others = [Variable(*graph.variable(i, suffix), is_trainable=False) for i in model if i not in set(order)]
-    if [variable.stored.shape for variable in variables] != [array.shape for array in slots.mu]:
-        raise ValueError("A moment must have the shape of its variable. Received: others. The checkpoint is damaged.")
+    check_shapes(variables, slots.mu, "The checkpoint is damaged.")
     return Contents(generation or found, config, [*variables, *others], slots)
 
 
@@ -67,29 +75,29 @@ def _is_optimizer(node: Node) -> bool:
 
 
 class _Graph:
-    """The graph of a checkpoint, with questions about its variables."""
+    """The graph of a checkpoint: it is asked for the model's variables and the optimizer's slots."""
 
     def __init__(self, checkpoint: Checkpoint):
         self._nodes, self._tensors = checkpoint.nodes, checkpoint.tensors
 
-    def variable(self, index: int, suffix: str = ":0") -> tuple[str, Stored]:
+    def variable(self, index: int, suffix: str = ":0") -> tuple[str, LazyArray]:
         """Return the name and the array of the variable that is node `index`."""
         node = self._nodes[index]
         if node.key is None or node.key not in self._tensors:
-            raise ValueError(f"A checkpoint must hold its variables. Received: none for {node.full_name!r}.")
+            raise ValueError(f"A checkpoint must hold its variables. Received: no array for {node.full_name!r}.")
         return f"{node.full_name}{suffix}", self._tensors[node.key]
 
     def optimizer_name(self, optimizer: Node) -> str:
-        """Return what the optimizer is called, with which the names of its slots begin."""
+        """Return the name of the optimizer, with which the names of its slots begin."""
         slots = [slot for _, _, slot in optimizer.slots]
         slots = slots or [
-            i for name in _LISTS if name in optimizer.children for i in self._list(optimizer.children[name])
+            i for name in _SLOT_LISTS if name in optimizer.children for i in self._list(optimizer.children[name])
         ]
         return str(self._nodes[slots[0]].full_name).partition("/")[0] if slots else ""
 
     def model_variables(self) -> Iterator[int]:
         """Yield the nodes that are variables of the model, in Keras's order."""
-        if self._nodes and "variables" in self._nodes[0].children:  # A SavedModel lists them.
+        if self._nodes and "variables" in self._nodes[0].children:  # A SavedModel lists its variables.
             yield from self._list(self._nodes[0].children["variables"])
             return
         seen, stack = set(), [0] if self._nodes else []
@@ -107,67 +115,72 @@ class _Graph:
             stack += reversed(inside)
 
     def _is_model(self, index: int) -> bool:
-        """Tell whether a node is a model: the root of a checkpoint, or what its user handed over by name."""
+        """Return whether a node is a model: the root, or what the user handed to `tf.train.Checkpoint` by name."""
         root = self._nodes[0].children
         is_root = any(name.startswith(("layer-", "layer_with", "train_", "root")) for name in root)
         return index == 0 or not is_root and index in root.values()
 
-    def scalar(self, node: Node, *names: str) -> Stored | None:
-        """Return the array of the first of the children `names` that there is."""
+    def scalar(self, node: Node, *names: str) -> LazyArray | None:
+        """Return the array of the first child of `node` that has one of `names`, or None."""
         index = next((node.children[name] for name in names if name in node.children), None)
         return None if index is None or self._nodes[index].key is None else self.variable(index)[1]
 
     def legacy_slots(self, optimizer: Node, model: Sequence[int]) -> tuple[Slots, list[int]]:
-        """Return the slots of a legacy optimizer, and the variables that they belong to."""
-        found: dict[str, dict[int, Stored]] = {}
+        """Return the slots of a legacy optimizer, and the nodes of their variables."""
+        found: dict[str, dict[int, LazyArray]] = {}
         for variable, slot, array in optimizer.slots:
             if slot not in _SLOTS:
                 raise ValueError(
                     f"A slot must be one of Adam's: m, v, vhat. Received: {slot!r}. Only Adam can be carried over."
                 )
             found.setdefault(_SLOTS[slot], {})[variable] = self.variable(array)[1]
-        # They are listed by when they were made: sorted here as the model has its variables.
-        order = sorted(found.get("mu", {}), key=model.index)
-        if not order or any(set(kept) != set(order) for kept in [*found.values(), found.get("nu", {})]):
-            raise ValueError(f"Every variable must have the same slots. Received: {sorted(found)}, some for a part.")
-        lists = {slot: [kept[index] for index in order] for slot, kept in found.items()}
+        if missing := missing_slot(found):
+            slot, index = missing
+            raise ValueError(
+                f"Every variable must have the same slots. Received: no {slot} for {self._nodes[index].full_name!r}."
+            )
+        # The optimizer lists its slots as they were made; Keras's order is that of the variables in the model.
+        order = sorted(found["mu"], key=model.index)
+        lists = {slot: [arrays[index] for index in order] for slot, arrays in found.items()}
         return self._slots(optimizer, lists, "iter"), order
 
     def listed_slots(self, optimizer: Node, model: Sequence[int]) -> tuple[Slots, list[int]]:
-        """Return the slots of an optimizer that keeps them in lists, and the variables that they belong to."""
-        indices = {
-            slot: self._list(optimizer.children[name]) for name, slot in _LISTS.items() if name in optimizer.children
-        }
-        lists: dict[str, Any] = {
-            slot: [self.variable(index)[1] for index in kept] for slot, kept in indices.items() if kept
-        }
-        if not lists or len({len(kept) for kept in lists.values()}) != 1:
-            raise ValueError("Every variable must have the same slots. Received: lists of other lengths.")
-        if "_trainable_variables" in optimizer.children:
-            order = self._list(optimizer.children["_trainable_variables"])
+        """Return the slots of an optimizer that keeps them in lists, and the nodes of their variables."""
+        children = optimizer.children
+        indices = {slot: self._list(children[name]) for name, slot in _SLOT_LISTS.items() if name in children}
+        lists = {slot: [self.variable(index)[1] for index in nodes] for slot, nodes in indices.items() if nodes}
+        if not lists or len({len(arrays) for arrays in lists.values()}) != 1:
+            raise ValueError(f"Every variable must have the same slots. Received: {counted(lists)}.")
+        if "_trainable_variables" in children:
+            order = self._list(children["_trainable_variables"])
         else:
             order = self._named_after(indices["mu"], model)
         if len(order) != len(lists["mu"]):
-            raise ValueError("Every variable must have its slots. Received: lists of other lengths.")
+            raise ValueError(
+                f"Every trainable variable must have its slots. Received: {len(order)} variables, {counted(lists)}."
+            )
         return self._slots(optimizer, lists, "_iterations"), order
 
     def _named_after(self, slots: Sequence[int], model: Sequence[int]) -> list[int]:
-        """Return the variables after which the slots are named; those of one name in the order of the model."""
+        """Return the nodes of the variables after which the slots are named; of one name, in the order of the model."""
         by_name: dict[str | None, list[int]] = {}
         for index in model:
             by_name.setdefault(self._nodes[index].full_name, []).append(index)
         names = [self._variable_name(str(self._nodes[slot].full_name), by_name) for slot in slots]
         in_model = [self._nodes[index].full_name for index in model if self._nodes[index].full_name in names]
         if len(set(names)) < len(names) and in_model != names:
-            twice = next(name for name in names if names.count(name) > 1)
+            repeated = next(name for name in names if names.count(name) > 1)
             raise ValueError(
-                f"A slot must be named after one variable of the model. Received: {names.count(twice)} of {twice!r}. "
-                "Save the model as a SavedModel, which lists its variables."
+                f"A slot must be named after one variable of the model. Received: {names.count(repeated)} variables "
+                f"named {repeated!r}. Save the model as a SavedModel, which lists its variables."
             )
         return [by_name[name].pop(0) for name in names]
 
-    def _variable_name(self, slot: str, known: Mapping[str | None, Any]) -> str:
-        """Return the variable's name in a slot's, `Adam/m/dense/kernel`, whose first part the user may have chosen."""
+    def _variable_name(self, slot: str, known: Collection[str | None]) -> str:
+        """Return the name of the variable in that of a slot: `dense/kernel` in `Adam/m/dense/kernel`.
+
+        What stands before `m` is the name of the optimizer, which the user may have chosen.
+        """
         parts = slot.split("/")
         for index, part in enumerate(parts):
             if part == "m" and (name := "/".join(parts[index + 1 :])) in known:
@@ -180,10 +193,13 @@ class _Graph:
             raise ValueError(f"A list must be numbered from 0. Received: {sorted(children)}.")
         return [children[str(i)] for i in range(len(children))]
 
-    def _slots(self, optimizer: Node, lists: dict[str, Any], count: str) -> Slots:
+    def _slots(self, optimizer: Node, lists: Mapping[str, Sequence[LazyArray]], count: str) -> Slots:
         iterations = self.scalar(optimizer, count)
         if iterations is None or "mu" not in lists or "nu" not in lists:
-            raise ValueError("An optimizer must hold its step count and both moments. Received: less.")
+            step_count = "no step count" if iterations is None else "a step count"
+            raise ValueError(
+                f"An optimizer must hold its step count, mu and nu. Received: {step_count}, {counted(lists)}."
+            )
         rate = self.scalar(optimizer, "_learning_rate", "_current_learning_rate", "learning_rate")
         counter = scale = None
         for node in self._nodes:
@@ -191,4 +207,4 @@ class _Graph:
                 counter, scale = self.scalar(node, "good_steps"), self.scalar(node, "current_loss_scale")
             elif {"step_counter", "dynamic_scale"} <= set(node.children):
                 counter, scale = self.scalar(node, "step_counter"), self.scalar(node, "dynamic_scale")
-        return Slots(iterations, rate, **lists, step_counter=counter, dynamic_scale=scale)
+        return Slots.from_lists(iterations, rate, lists, counter, scale)

@@ -1,10 +1,10 @@
-"""The layers of a model in a file that numbers their variables (`.weights.h5`), and what it tells of their order.
+"""The layers of a model are read from a file that numbers their variables (`.weights.h5`).
 
-Such a file names layers, never variables, and sorts the attributes of a layer by name, while the optimizer's slots are
-in the order in which the layers were made. What is known of that order: the model's configuration lists the layers of a
-Sequential or Functional model; a list of layers stands in the file in order, as do those layers of a subclassed model
-that come after "layers" in the alphabet; Keras's own layers make theirs in an order that is known; and automatic names
-count (`dense`, `dense_1`).
+Such a file names layers and not variables, and sorts the attributes of a layer by their names. The slots of the
+optimizer, however, are in the order in which the layers were made. Of that order, this is known: the configuration of a
+Sequential or Functional model lists its layers; a list of layers is in order in the file, and that of a subclassed
+model holds the attributes that come after "layers" in the alphabet; Keras's own layers make their sublayers in a known
+order; and automatic names count (`dense`, `dense_1`).
 
 Source: `keras/src/saving/saving_lib.py`, `keras/src/layers/layer.py` (Keras 3.15).
 """
@@ -14,58 +14,58 @@ import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._hdf5 import Group
+from optax_kadam._generations import Generation
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._builtin_layers import ALIASES, ATTENTION, SUBLAYERS, SWITCHES, VARIABLES
 
-_LISTS = ("layers", "_layer_checkpoint_dependencies")  # The latter: Keras 2.12 and 2.13.
+_LAYER_LISTS = ("layers", "_layer_checkpoint_dependencies")  # Keras 2.12 and 2.13 write the latter.
 NOT_WEIGHTS = re.compile(r"optimizer|vars|.*metrics?|.*seed_generators?(_\d+)?|_loss_tracker|.*random_generator.*")
 
 
 @dataclasses.dataclass
 class Layer:
-    """A layer: its own variables, its sublayers, and what is known of their order."""
+    """A layer: its own variables, its sublayers (children), and what is known of their order."""
 
-    own: list[tuple[str, Stored]]
-    trainable_counts: Sequence[int]  # How many of its own, from the first, may be trainable: the likeliest first.
-    is_frozen: bool  # As the configuration has it; the optimizer may have been built before.
+    own: list[tuple[str, LazyArray]]
+    trainable_counts: Sequence[int]  # The numbers of own variables, from the first, that may be trained, by likelihood.
+    is_frozen: bool  # By the configuration; but the optimizer may have been built before.
     children: list["Layer"]
-    before: list[set[int]]  # For each child, those that are known to come before it.
-    numbered_before: list[set[int]]  # And those that do so by their automatic names.
+    before: list[set[int]]  # For each child, the children that are known to come before it.
+    numbered_before: list[set[int]]  # For each child, those that come before it if automatic names count.
 
     @functools.cached_property
     def has_variables(self) -> bool:
-        """Whether there are any, here or below."""
+        """Whether this layer or one below it has variables."""
         return bool(self.own) or any(child.has_variables for child in self.children)
 
-    def all_own(self) -> list[tuple[str, Stored]]:
-        """Return the variables here and below, in some order."""
+    def all_own(self) -> list[tuple[str, LazyArray]]:
+        """Return the variables of this layer and of all below it, in some order."""
         return self.own + [variable for child in self.children for variable in child.all_own()]
 
 
 _Children = tuple[list[Layer], list[set[int]], list[set[int]]]
 
 
-def read_layers(root: Group, config: Mapping[str, Any] | None, generation: str) -> Layer:
-    """Return the model in the file with this root group.
+def read_layers(root: Group, config: Mapping[str, object] | None, generation: Generation) -> Layer:
+    """Return the model in the file with this root group, as a layer.
 
     Args:
       root: the root group.
-      config: the serialized model (`class_name`, `config`), if the file has it.
-      generation: which Keras wrote it: they name variables differently.
+      config: the serialized model (`class_name`, `config`), or None if the file does not hold it.
+      generation: the generation of Keras that wrote the file, and named the variables.
     """
     model = _Reader(generation).layer(root, "", config, "", is_frozen=False)
     if generation == "keras3" or not model.own:
         return model
     last = dataclasses.replace(model, children=[], before=[], numbered_before=[])
-    count = len(model.children)  # A model of tf_keras has its own variables after its layers.
+    count = len(model.children)  # In tf_keras, a model's own variables come after its layers.
     before, numbered_before = [*model.before, set(range(count))], [*model.numbered_before, set()]
     return Layer([], (0,), False, [*model.children, last], before, numbered_before)
 
 
-def numbered(group: Group | None) -> list[Stored]:
+def numbered(group: Group | None) -> list[LazyArray]:
     """Return the arrays `0`, `1`, ... of a group in that order."""
     arrays = {} if group is None else group.arrays
     if set(arrays) != {str(index) for index in range(len(arrays))}:
@@ -76,14 +76,15 @@ def numbered(group: Group | None) -> list[Stored]:
 class _Reader:
     """Reads the layers out of the groups of a file."""
 
-    def __init__(self, generation: str):
+    def __init__(self, generation: Generation):
         self._is_keras3, self._suffix = generation == "keras3", "" if generation == "keras3" else ":0"
 
-    def layer(self, group: Group, key: str, config: Mapping[str, Any] | None, scope: str, is_frozen: bool) -> Layer:
-        """Return the layer in `group`, whose name there is `key`, inside what is named `scope`."""
+    def layer(self, group: Group, key: str, config: Mapping[str, object] | None, scope: str, is_frozen: bool) -> Layer:
+        """Return the layer in `group`, which is called `key` in the file; `scope` is the path of what is around it."""
         arguments = (config or {}).get("config")
         arguments = arguments if isinstance(arguments, Mapping) else {}
-        listed = arguments.get("layers") if isinstance(arguments.get("layers"), list) else None
+        listed = arguments.get("layers")
+        listed = listed if isinstance(listed, list) else None
         name = str(_name(group) or arguments.get("name") or key.lstrip("_"))
         is_frozen = is_frozen or arguments.get("trainable") is False
         kind = _kind(config, key, name)
@@ -91,7 +92,7 @@ class _Reader:
             scope = name + "/" if self._is_keras3 and "input_layers" not in arguments else ""
         elif not (config is None and (group.at("layers/input_layer") or not key and not self._is_keras3)):
             scope = f"{scope}{name}/" if name else scope
-        else:  # A Functional model: its layers were made before it, outside its scope.
+        else:  # The layers of a Functional model were made before it, outside its scope.
             scope = ""
         own = self._own(group, kind, arguments, scope)
         if listed is not None:
@@ -99,11 +100,11 @@ class _Reader:
         return Layer(*own, is_frozen, *self._found(group, arguments, scope, is_frozen))
 
     def _own(
-        self, group: Group, kind: str, arguments: Mapping[str, Any], scope: str
-    ) -> tuple[list[tuple[str, Stored]], Sequence[int]]:
-        """Return the variables of the layer itself, and how many of them may be trainable."""
+        self, group: Group, kind: str, arguments: Mapping[str, object], scope: str
+    ) -> tuple[list[tuple[str, LazyArray]], Sequence[int]]:
+        """Return the variables of the layer itself, and the numbers of them that may be trained."""
         arrays = numbered(group.at("vars"))
-        if kind == "spectral_normalization":  # Its first is the kernel of the layer inside, once more.
+        if kind == "spectral_normalization":  # Its first variable is the kernel of the layer inside.
             return [(f"{scope}vector_u{self._suffix}", array) for array in arrays[1:]], (0,)
         trainable, others = VARIABLES.get(kind, ((), ()))
         off = {name for switch, names in SWITCHES.items() if arguments.get(switch) is False for name in names}
@@ -113,36 +114,36 @@ class _Reader:
         if kind.startswith("depthwise") and not self._is_keras3:
             trainable = ("depthwise_kernel", *trainable[1:])
         names, counts = (*trainable, *others), (len(trainable),)
-        if len(names) != len(arrays):  # Not a layer of Keras's own, or not as we know it.
+        if len(names) != len(arrays):  # This is not one of Keras's layers, or not as in the table.
             names, counts = [f"vars/{i}" for i in range(len(arrays))], tuple(range(len(arrays), -1, -1))
         own = [(f"{scope}{name}{self._suffix}", array) for name, array in zip(names, arrays, strict=True)]
         return own, counts
 
-    def _listed(self, group: Group, configs: list[Any], scope: str, is_frozen: bool) -> _Children:
-        """Return the layers of a Sequential or Functional model, whose configuration lists them in order."""
-        listed = next((group.groups[name] for name in _LISTS if name in group.groups), Group({}, {}, {}, 0))
+    def _listed(self, group: Group, configs: Sequence[object], scope: str, is_frozen: bool) -> _Children:
+        """Return the layers of a Sequential or Functional model, and their order, from its configuration."""
+        listed = next((group.groups[name] for name in _LAYER_LISTS if name in group.groups), Group({}, {}, {}, 0))
         layers, used, met = [], {}, set()
         for config in configs:
             if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
-                raise ValueError(f"A model's configuration must list its layers. Received: {config!r}.")
+                raise ValueError(f"A model's configuration must list its layers. Received: {config!r} in the list.")
             kind = _snake(config["class_name"])
             used[kind] = used.get(kind, -1) + 1
             key = f"{kind}_{used[kind]}" if used[kind] else kind
-            if key in listed.groups:  # A shared layer stands where it was met first.
+            if key in listed.groups:  # A layer that is used again was met before.
                 met.add(key)
                 layers.append(self.layer(listed.groups[key], key, config, scope, is_frozen))
         if met != {key for key in listed.groups if not NOT_WEIGHTS.fullmatch(key)}:
-            return self._found(group, {}, scope, is_frozen)  # Classes that the file calls otherwise.
-        more, before, numbered_before = self._found(group, {}, scope, is_frozen, skip=_LISTS)
-        if more and not self._is_keras3:  # Which names the layers of the list after it has written the attributes.
+            return self._found(group, {}, scope, is_frozen)  # The file calls some classes otherwise.
+        more, before, numbered_before = self._found(group, {}, scope, is_frozen, skip=_LAYER_LISTS)
+        if more and not self._is_keras3:  # tf_keras numbers attributes before the list.
             return self._found(group, {}, scope, is_frozen)
         shifted = [[{i + len(layers) for i in indices} for indices in known] for known in (before, numbered_before)]
         return layers + more, _in_a_row(len(layers)) + shifted[0], [set() for _ in layers] + shifted[1]
 
     def _found(
-        self, group: Group, arguments: Mapping[str, Any], scope: str, is_frozen: bool, skip: Sequence[str] = ()
+        self, group: Group, arguments: Mapping[str, object], scope: str, is_frozen: bool, skip: Sequence[str] = ()
     ) -> _Children:
-        """Return the layers that are attributes of `group`, alone or in lists, and what is known of their order."""
+        """Return the layers that are attributes of `group`, or in lists there, and what is known of their order."""
         layers: list[Layer] = []
         before: list[set[int]] = []
         names: list[str] = []
@@ -151,7 +152,7 @@ class _Reader:
         keys = [key for key in group.groups if key not in skip and not NOT_WEIGHTS.fullmatch(key)]
         for number, key in enumerate(keys):
             inner = group.groups[key]
-            is_list = key in _LISTS or not inner.at("vars")
+            is_list = key in _LAYER_LISTS or not inner.at("vars")
             found = list(_in_list(inner)) if is_list else [(key, inner)]
             before += [{i + len(layers) for i in indices} for indices in _in_a_row(len(found))]
             for inner_key, layer in found:
@@ -169,8 +170,8 @@ class _Reader:
         return layers, before, numbered_before
 
 
-def _inner_config(arguments: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
-    """Return the serialized layer that is the attribute `key` of a layer with these arguments, if it is known."""
+def _inner_config(arguments: Mapping[str, object], key: str) -> Mapping[str, object] | None:
+    """Return the serialized layer that is the attribute `key` of a layer with these arguments, or None."""
     attribute = key.lstrip("_")
     if attribute in ATTENTION:
         return {"class_name": "EinsumDense", "config": {"name": ATTENTION[attribute]}}
@@ -180,7 +181,7 @@ def _inner_config(arguments: Mapping[str, Any], key: str) -> Mapping[str, Any] |
     inside = config.get("config")
     if attribute == "layer" or not isinstance(inside, Mapping):
         return config
-    direction = attribute.removesuffix("layer")  # A Bidirectional's names begin so; a cell has no direction.
+    direction = attribute.removesuffix("layer")  # A Bidirectional names its layers so; a cell has no direction.
     return (
         {**config, "config": {**inside, "name": f"{direction}{inside.get('name')}"}}
         if direction != attribute
@@ -189,12 +190,12 @@ def _inner_config(arguments: Mapping[str, Any], key: str) -> Mapping[str, Any] |
 
 
 def _name(group: Group) -> str:
-    """Return the name of a layer, which newer versions of Keras 3 write."""
+    """Return the name of a layer, which is empty if an older version of Keras wrote the file."""
     return str((group.at("vars") or group).attrs.get("name", ""))
 
 
 def _in_list(group: Group) -> Iterator[tuple[str, Group]]:
-    """Yield the layers of a list, or of lists in it, in order."""
+    """Yield the layers of a list, and those of lists in it, in the order in which they were written."""
     for key in sorted(group.groups, key=lambda key: group.groups[key].created):
         if NOT_WEIGHTS.fullmatch(key):
             continue
@@ -209,7 +210,7 @@ def _in_a_row(count: int) -> list[set[int]]:
 
 
 def _in_numbered_order(names: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs that automatic names say to follow one another: `dense`, `dense_1`, `dense_10`."""
+    """Yield the pairs of layers whose automatic names follow one another: `dense`, `dense_1`, `dense_10`."""
     series: dict[str, list[tuple[int, int]]] = {}
     for index, name in enumerate(names):
         if match := re.fullmatch(r"(.+?)(?:_(\d+))?", name):
@@ -220,7 +221,7 @@ def _in_numbered_order(names: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _in_known_order(attributes: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of sublayers that a layer of Keras's own makes one after the other."""
+    """Yield the pairs of sublayers that one of Keras's own layers makes one after the other."""
     for order in SUBLAYERS:
         if set(order) <= set(attributes):
             yield from itertools.pairwise([attributes.index(name) for name in order])
@@ -234,8 +235,8 @@ def _snake(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _kind(config: Mapping[str, Any] | None, key: str, name: str) -> str:
-    """Return the class of a layer in Keras's snake case; without a configuration, what its names suggest."""
+def _kind(config: Mapping[str, object] | None, key: str, name: str) -> str:
+    """Return the class of a layer in snake case; without a configuration, it is guessed from the names."""
     if config is not None:
         return _snake(str(config.get("class_name")))
     bases = [re.sub(r"_\d+$", "", text) for text in (key, name)]

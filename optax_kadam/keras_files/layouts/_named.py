@@ -1,7 +1,7 @@
-"""The whole-model `.h5` of every generation: arrays under the names of their variables.
+"""The whole-model `.h5` of every generation holds arrays under the names of their variables.
 
-`/model_weights` holds a group for each layer, `/optimizer_weights` the optimizer's list; `weight_names` says in which
-order. A slot is told by its name, which is made of the variable's:
+`/model_weights` holds a group for each layer, and `/optimizer_weights` the list of the optimizer; the attribute
+`weight_names` has their order. The name of a slot is made of the name of its variable:
 
     keras3      adam/model_dense_kernel_momentum, ..._velocity, ..._velocity_hat, ..._average, ..._gradient_accumulator
     tf_keras    Adam/m/dense/kernel:0, Adam/v/..., Adam/vhat/..., Adam/average/...; no prefix inside a loss scale
@@ -11,13 +11,20 @@ Source: `keras/src/legacy/saving/legacy_h5_format.py` (Keras 3.15); `tf_keras/sr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
+from optax_kadam._generations import Generation
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._contents import Contents, Slots, Variable, guessed
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._archive import parse_json
-from optax_kadam.keras_files.containers._hdf5 import Group
+from optax_kadam.keras_files._contents import (
+    Contents,
+    Slots,
+    Variable,
+    check_shapes,
+    missing_slot,
+    with_guessed_trainability,
+)
+from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._named_arrays import Group
 
 _DAMAGED = "The file is damaged, or no Keras wrote it."
 _TF_SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max", "average": "average"}
@@ -38,25 +45,25 @@ _SCALARS = {
 }
 
 
-def named_contents(root: Group, config: Mapping[str, Any] | None) -> Contents:
-    """Return what the `.h5` file with this root group holds; `config` goes before the optimizer config in it."""
+def named_contents(root: Group, config: Mapping[str, object] | None) -> Contents:
+    """Return the contents of the `.h5` file with this root group. `config` takes the place of the one in the file."""
     weights = root.at("model_weights") or root
     variables = list(_variables(weights))
-    config = config or _optimizer_config(root)
+    config = config or _saved_config(root)
     optimizer = root.at("optimizer_weights")
     version = str(root.attrs.get("keras_version") or weights.attrs.get("keras_version") or "")
     generation = parse(config).generation if config else "keras3" if version.startswith("3") else "tf_keras"
     if optimizer is None or not optimizer.attrs.get("weight_names", optimizer.attrs.get("weight_names0")):
-        return Contents(generation, config, [guessed(variable) for variable in variables], None)
-    stored = [(name, _at(optimizer, name)) for name in _names(optimizer, "weight_names")]
-    if not any(array.shape for _, array in stored) and len(stored) <= len(_SCALARS):  # Compiled, and not trained yet.
-        return Contents(generation, config, [guessed(variable) for variable in variables], None)
-    slots, order = _slots(stored, [variable.path for variable in variables], generation)
+        return Contents(generation, config, [with_guessed_trainability(variable) for variable in variables], None)
+    arrays = [(name, _at(optimizer, name)) for name in _names(optimizer, "weight_names")]
+    is_untrained = not any(array.shape for _, array in arrays) and len(arrays) <= len(_SCALARS)
+    if is_untrained:  # The model was compiled, which makes an optimizer without moments.
+        return Contents(generation, config, [with_guessed_trainability(variable) for variable in variables], None)
+    slots, order = _slots(arrays, [variable.path for variable in variables], generation)
     by_path = {variable.path: variable for variable in variables}
-    if [by_path[path].stored.shape for path in order] != [array.shape for array in slots.mu]:
-        raise ValueError(f"A moment must have the shape of its variable. Received: {order}. {_DAMAGED}")
-    others = [Variable(v.path, v.stored, is_trainable=False) for v in variables if v.path not in set(order)]
-    # The optimizer's order is that of the trainable variables.
+    check_shapes([by_path[path] for path in order], slots.mu, _DAMAGED)
+    others = [Variable(v.path, v.array, is_trainable=False) for v in variables if v.path not in set(order)]
+    # Keras's order of the trainable variables is that of the slots.
     return Contents(generation, config, [*(by_path[path] for path in order), *others], slots)
 
 
@@ -66,13 +73,13 @@ def _variables(weights: Group) -> Iterator[Variable]:
         if layer is None:
             continue
         for name in _names(layer, "weight_names"):
-            if name not in seen:  # A layer that two models share is saved with both.
+            if name not in seen:  # A layer of two models is saved with both.
                 seen.add(name)
                 yield Variable(name, _at(layer, name))
 
 
 def _names(group: Group, attribute: str) -> list[str]:
-    """Return a list of names, which Keras cuts into pieces where it is larger than an attribute may be."""
+    """Return a list of names. Keras cuts one that is larger than an attribute may be into numbered pieces."""
     if attribute in group.attrs:
         pieces = [group.attrs[attribute]]
     else:
@@ -80,19 +87,20 @@ def _names(group: Group, attribute: str) -> list[str]:
         while f"{attribute}{len(pieces)}" in group.attrs:
             pieces.append(group.attrs[f"{attribute}{len(pieces)}"])
     if not pieces or not all(isinstance(piece, list) for piece in pieces):
-        raise ValueError(f"A group of a `.h5` file must have a list `{attribute}`. Received: none. {_DAMAGED}")
+        received = f"{attribute}={pieces or None!r}"
+        raise ValueError(f"A group of a `.h5` file must have a list `{attribute}`. Received: {received}. {_DAMAGED}")
     return [name for piece in pieces for name in piece]
 
 
-def _at(group: Group, name: str) -> Stored:
+def _at(group: Group, name: str) -> LazyArray:
     groups, _, last = name.rpartition("/")
     found = group.at(groups)
     if found is None or last not in found.arrays:
-        raise ValueError(f"An array must stand under its name. Received: {name!r}, without one. {_DAMAGED}")
+        raise ValueError(f"An array must stand under its name. Received: no array at {name!r}. {_DAMAGED}")
     return found.arrays[last]
 
 
-def _optimizer_config(root: Group) -> Mapping[str, Any] | None:
+def _saved_config(root: Group) -> Mapping[str, object] | None:
     text = root.attrs.get("training_config")
     if not isinstance(text, str):
         return None
@@ -100,80 +108,83 @@ def _optimizer_config(root: Group) -> Mapping[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _slots(stored: Sequence[tuple[str, Stored]], paths: Sequence[str], generation: str) -> tuple[Slots, list[str]]:
-    """Return the slots, and the paths of the variables that they belong to, in the optimizer's order."""
-    told = {"keras3": _keras3_slot, "tf_keras": _tf_keras_slot, "legacy": _legacy_slot}[generation](paths)
-    scalars: dict[str, Any] = {}
-    found: dict[str, dict[str, Stored]] = {}
-    for name, array in stored:
+def _slots(
+    arrays: Sequence[tuple[str, LazyArray]], paths: Sequence[str], generation: Generation
+) -> tuple[Slots, list[str]]:
+    """Return the slots, and the paths of their variables in the order of the optimizer."""
+    slot_of = {"keras3": _keras3_slots, "tf_keras": _tf_keras_slots, "legacy": _legacy_slots}[generation](paths)
+    scalars: dict[str, LazyArray] = {}
+    found: dict[str, dict[str, LazyArray]] = {}
+    for name, array in arrays:
         kind = _SCALARS.get(name.rsplit("/", 1)[-1]) if not array.shape else None
         if kind:
-            # Those of a loss scale stand in front, those of the optimizer inside it come later and are the right ones.
+            # A loss scale writes its own before those of the optimizer inside it: the last one counts.
             scalars[kind] = array
             continue
-        slot, path = told(name)
+        slot, path = slot_of(name)
         if path in found.setdefault(slot, {}):
             raise ValueError(f"A slot must be stored once. Received: {name!r} twice. {_DAMAGED}")
         found[slot][path] = array
-    order = list(found.get("mu", {}))
-    if (
-        "iterations" not in scalars
-        or not order
-        or any(set(slot) != set(order) for slot in [*found.values(), found.get("nu", {})])
-    ):
+    missing = missing_slot(found)
+    if "iterations" not in scalars or not found or missing:
+        received = "no slots" if not missing else f"no {missing[0]} for {missing[1]!r}"
+        received = received if "iterations" in scalars else "no step count"
         raise ValueError(
-            f"An optimizer must hold its step count and the same slots for each variable. Received: "
-            f"{ {slot: len(kept) for slot, kept in found.items()} }. {_DAMAGED}"
+            "An optimizer must hold its step count and the same slots for each variable. "
+            f"Received: {received}. {_DAMAGED}"
         )
-    arrays: dict[str, Any] = {slot: [kept[path] for path in order] for slot, kept in found.items()}
-    return Slots(scalars.pop("iterations"), scalars.pop("learning_rate", None), **arrays, **scalars), order
+    order = list(found["mu"])
+    lists = {slot: [slots[path] for path in order] for slot, slots in found.items()}
+    others = (scalars.get(name) for name in ("step_counter", "dynamic_scale"))
+    return Slots.from_lists(scalars["iterations"], scalars.get("learning_rate"), lists, *others), order
 
 
-_Told = Callable[[str], tuple[str, str]]
+_SlotOf = Callable[[str], tuple[str, str]]
 
 
-def _keras3_slot(paths: Sequence[str]) -> _Told:
+def _keras3_slots(paths: Sequence[str]) -> _SlotOf:
     flat: dict[str, str] = {}
     for path in paths:
         if flat.setdefault(path.replace("/", "_"), path) != path:
             raise ValueError(
-                f"Keras must name slots uniquely. Received: {path!r} and {flat[path.replace('/', '_')]!r}."
+                f"The names of slots must tell variables apart. Received: {path!r} and "
+                f"{flat[path.replace('/', '_')]!r}, whose slots have one name. Save the model as `.keras`."
             )
 
-    def told(name: str) -> tuple[str, str]:
+    def slot_of(name: str) -> tuple[str, str]:
         last = name.rsplit("/", 1)[-1]
         for ending, slot in _KERAS3_SLOTS.items():
             if last.endswith(ending) and (path := flat.get(last.removesuffix(ending))):
                 return slot, path
         raise _unknown(name)
 
-    return told
+    return slot_of
 
 
-def _tf_keras_slot(paths: Sequence[str]) -> _Told:
+def _tf_keras_slots(paths: Sequence[str]) -> _SlotOf:
     known = set(paths)
 
-    def told(name: str) -> tuple[str, str]:
+    def slot_of(name: str) -> tuple[str, str]:
         parts = name.split("/")
         for index, part in enumerate(parts):
             if part in _TF_SLOTS and (path := "/".join(parts[index + 1 :])) in known:
                 return _TF_SLOTS[part], path
         raise _unknown(name)
 
-    return told
+    return slot_of
 
 
-def _legacy_slot(paths: Sequence[str]) -> _Told:
+def _legacy_slots(paths: Sequence[str]) -> _SlotOf:
     known = set(paths)
 
-    def told(name: str) -> tuple[str, str]:
+    def slot_of(name: str) -> tuple[str, str]:
         *parts, slot = name.removesuffix(":0").split("/")
         for index in range(len(parts)):
             if slot in _TF_SLOTS and (path := f"{'/'.join(parts[index:])}:0") in known:
                 return _TF_SLOTS[slot], path
         raise _unknown(name)
 
-    return told
+    return slot_of
 
 
 def _unknown(name: str) -> ValueError:

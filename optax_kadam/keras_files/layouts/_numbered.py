@@ -1,11 +1,11 @@
-"""Keras 3's format, which tf_keras writes too: layers with numbered variables, and an optimizer that is such a list.
+"""The format of Keras 3, which tf_keras writes too: the variables of layers and of the optimizer are only numbered.
 
-The order of the list is all that tells its arrays apart. For the trainable variables i = 0, ..., n - 1:
+The arrays of the optimizer are told apart by their order alone. For the trainable variables i = 0, ..., n - 1:
 
     keras3      iteration, [learning_rate], [average_i ...], [accumulator_i ...], m_0, v_0, m_1, v_1, ..., [v_max_i ...]
     tf_keras    iteration, [average_i ...], m_0, v_0, m_1, v_1, ..., [v_max_i ...]
 
-The learning rate is there if it was built from a number. Keras 3 before 3.10 alternated averages and accumulators.
+The learning rate is there if it was a number. Keras 3 before 3.10 wrote averages and accumulators by turns.
 Legacy optimizers save no state in this format.
 
 Source: `BaseOptimizer.build` in `keras/src/optimizers/base_optimizer.py` and `Adam.build` in `adam.py` (Keras 3.15);
@@ -15,82 +15,82 @@ Source: `BaseOptimizer.build` in `keras/src/optimizers/base_optimizer.py` and `A
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from optax_kadam._generations import Generation
 from optax_kadam.config._parse import OptimizerConfig, parse
 from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
-from optax_kadam.keras_files._stored import Stored
-from optax_kadam.keras_files.containers._hdf5 import Group
+from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_order
 
 
 def numbered_contents(
     root: Group,
-    model: Mapping[str, Any] | None,
-    config: Mapping[str, Any] | None,
+    model: Mapping[str, object] | None,
+    config: Mapping[str, object] | None,
     keras_version: str | None,
     trainable: Sequence[str] | None,
 ) -> Contents:
-    """Return what a file of this format holds.
+    """Return the contents of a file of this format.
 
     Args:
-      root: the root group of its HDF5 file.
-      model: the serialized model, if it was saved too.
-      config: the serialized optimizer, if it was saved or is known.
-      keras_version: of the Keras that wrote it, if it is known.
-      trainable: the paths of the trainable variables in Keras's order, if they are known.
+      root: the root group of the HDF5 file.
+      model: the serialized model, or None if it was not saved.
+      config: the serialized optimizer, or None if it was not saved and is not known.
+      keras_version: the version of the Keras that wrote the file, or None if it is not known.
+      trainable: the paths of the trainable variables in Keras's order, or None if they are not known.
     """
     parsed = None if config is None else parse(config)
     generation = parsed.generation if parsed else _generation(root, keras_version)
     optimizer = root.at("optimizer")
     inner = optimizer and (optimizer.at("inner_optimizer") or optimizer)
-    stored = numbered(inner.at("vars")) if inner else []
+    arrays = numbered(inner.at("vars")) if inner else []
     name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
     if parsed is None:
         check_name(name)
     layers = read_layers(root, model, generation)
-    fitting, reasons = _fitting(stored, layers, generation, parsed, keras_version, trainable)
-    if not fitting and not any(array.shape for array in stored):  # There is no optimizer, or it is not built yet.
+    fitting, reasons = _fitting(arrays, layers, generation, parsed, keras_version, trainable)
+    if not fitting and not any(array.shape for array in arrays):  # The optimizer is missing or was not built.
         return Contents(generation, config, in_order(layers, None, trainable), None)
     if not fitting:
         raise reasons[0]
     variables, slots = fitting[0]
     if parsed is None and (slots.average is not None or len(fitting) > 1):
         raise ValueError(
-            "What an optimizer's arrays are must follow from its configuration, or from their number. Received: "
-            f"{len(stored)} arrays without a configuration. {NEEDS_CONFIG}"
+            "The kinds of an optimizer's arrays must follow from its configuration or from their number. Received: "
+            f"{len(arrays)} arrays of several possible kinds, and no configuration. {NEEDS_CONFIG}"
         )
     return Contents(generation, config, variables, _with_scale(slots, optimizer, generation))
 
 
 def _fitting(
-    stored: Sequence[Stored],
+    arrays: Sequence[LazyArray],
     layers: Layer,
-    generation: str,
+    generation: Generation,
     config: OptimizerConfig | None,
     keras_version: str | None,
     trainable: Sequence[str] | None,
 ) -> tuple[list[tuple[Sequence[Variable], Slots]], list[ValueError]]:
-    """Return each way to tell the optimizer's arrays apart that fits the model, and why others do not."""
+    """Return the ways to split the optimizer's arrays that fit the model, and the reasons why others do not."""
     fitting, reasons = [], []
-    for slots in _splits(stored, generation, config, keras_version):
+    for slots in _splits(arrays, generation, config, keras_version):
         try:
             fitting.append((in_order(layers, [array.shape for array in slots.mu], trainable), slots))
         except ValueError as error:
             reasons.append(error)
-    shapes = ", ".join(str(array.shape) for array in stored[:8])
+    shapes = ", ".join(str(array.shape) for array in arrays[:8])
     reasons.append(
         ValueError(
-            f"An optimizer's list must be that of an Adam. Received: {len(stored)} arrays of shapes {shapes}, ..., "
+            f"An optimizer's list must be that of an Adam. Received: {len(arrays)} arrays of shapes {shapes}, ..., "
             f"for {generation}{_switched_on(config)}. Only Adam and AdamW can be carried over."
         )
     )
     return fitting, reasons
 
 
-def _generation(root: Group, keras_version: str | None) -> str:
-    """Tell the generation of a file without a configuration: Keras 3 names its groups, or counts in int32."""
+def _generation(root: Group, keras_version: str | None) -> Generation:
+    """Return the generation of a file without a configuration: Keras 3 names its groups, or counts in int32."""
     if keras_version is not None:
         return "keras3" if keras_version.split(".")[0] == "3" else "tf_keras"
     optimizer = root.at("optimizer/vars")
@@ -101,9 +101,9 @@ def _generation(root: Group, keras_version: str | None) -> str:
 
 
 def _splits(
-    stored: Sequence[Stored], generation: str, config: OptimizerConfig | None, keras_version: str | None
+    arrays: Sequence[LazyArray], generation: Generation, config: OptimizerConfig | None, keras_version: str | None
 ) -> Iterator[Slots]:
-    """Yield each way to tell the arrays apart that their shapes allow, the likeliest first."""
+    """Yield the ways to split the optimizer's arrays into slots that their shapes allow, the likeliest first."""
     either = (False, True)
     if config is None:
         rates, averages, accumulators, maxima = either, either, either, either
@@ -120,14 +120,14 @@ def _splits(
         for alternates in (True, False) if _is_before_3_10(keras_version) else (False, True):
             if alternates and not (average and accumulator):
                 continue
-            slots = _split(stored, rate, average, accumulator, maximum, alternates)
+            slots = _split(arrays, rate, average, accumulator, maximum, alternates)
             if slots is not None:
                 yield slots
                 break
 
 
 def _switched_on(config: OptimizerConfig | None) -> str:
-    """Return what the configuration switches on that adds to an optimizer's list."""
+    """Return, for a message, the switched-on arguments that add arrays to an optimizer's list."""
     switches = ("amsgrad", "use_ema", "gradient_accumulation_steps")
     switched_on = [name for name in switches if config is not None and config.arguments.get(name)]
     return f" with {', '.join(switched_on)}" if switched_on else ""
@@ -139,10 +139,10 @@ def _is_before_3_10(keras_version: str | None) -> bool:
 
 
 def _split(
-    stored: Sequence[Stored], rate: bool, average: bool, accumulator: bool, maximum: bool, alternates: bool
+    listed: Sequence[LazyArray], rate: bool, average: bool, accumulator: bool, maximum: bool, alternates: bool
 ) -> Slots | None:
-    """Return the arrays told apart, or None if their number or their shapes do not allow it."""
-    scalars, arrays = stored[: 1 + rate], stored[1 + rate :]
+    """Return the arrays as slots, or None if their number or their shapes do not allow it."""
+    scalars, arrays = listed[: 1 + rate], listed[1 + rate :]
     kinds = 2 + average + accumulator + maximum
     count, rest = divmod(len(arrays), kinds)
     if rest or not count or any(array.shape for array in scalars) or scalars[0].dtype.kind not in "iu":
@@ -150,28 +150,28 @@ def _split(
     if rate and scalars[1].dtype.kind != "f":
         return None
     before, after = arrays[: count * (average + accumulator)], arrays[count * (average + accumulator) :]
-    lists: dict[str, Any] = {"mu": after[: 2 * count : 2], "nu": after[1 : 2 * count : 2]}
+    lists: dict[str, Sequence[LazyArray]] = {"mu": after[: 2 * count : 2], "nu": after[1 : 2 * count : 2]}
     if maximum:
         lists["nu_max"] = after[2 * count :]
     names = [name for name, is_there in (("average", average), ("accumulator", accumulator)) if is_there]
     for index, name in enumerate(names):
         lists[name] = before[index::2] if alternates else before[index * count : (index + 1) * count]
     shapes = [array.shape for array in lists["mu"]]
-    if any([array.shape for array in kept] != shapes for kept in lists.values()):
+    if any([array.shape for array in slots] != shapes for slots in lists.values()):
         return None
-    return Slots(scalars[0], scalars[1] if rate else None, **lists)
+    return Slots.from_lists(scalars[0], scalars[1] if rate else None, lists)
 
 
-def _with_scale(slots: Slots, optimizer: Group | None, generation: str) -> Slots:
-    """Add the state of a loss scale around the optimizer, which Keras 3 saves and tf_keras does not."""
+def _with_scale(slots: Slots, optimizer: Group | None, generation: Generation) -> Slots:
+    """Return the slots with the state of a LossScaleOptimizer around, which Keras 3 saves and tf_keras does not."""
     outer = numbered(optimizer.at("vars")) if optimizer and optimizer.at("inner_optimizer") else []
     if generation != "keras3" or not outer:
         return slots
-    # Its own: iteration, [learning_rate], step_counter, dynamic_scale; the inner ones may follow once more.
+    # These are iteration, [learning_rate], step_counter, dynamic_scale; those of the inner optimizer may follow.
     counter = next((i for i, array in enumerate(outer) if i and array.dtype.kind in "iu" and not array.shape), None)
     if counter is None or counter + 1 >= len(outer) or outer[counter + 1].dtype.kind != "f":
         raise ValueError(
-            f"A LossScaleOptimizer must hold its step counter and its scale. Received: {len(outer)} arrays. "
+            f"A LossScaleOptimizer must hold its step counter and its scale. Received: {len(outer)} other arrays. "
             "The file is damaged, or of another Keras than 3."
         )
     return dataclasses.replace(slots, step_counter=outer[counter], dynamic_scale=outer[counter + 1])

@@ -1,18 +1,17 @@
-"""The configuration in a SavedModel that tf_keras wrote: JSON inside `keras_metadata.pb`, which has no checksum."""
+"""The configuration in a SavedModel of tf_keras is JSON inside `keras_metadata.pb`, which has no checksum."""
 
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 
-def optimizer_config(folder: pathlib.Path) -> Mapping[str, Any] | None:
-    """Return the serialized optimizer of the SavedModel in `folder`, None if it was saved without one.
+def optimizer_config(folder: pathlib.Path) -> Mapping[str, object] | None:
+    """Return the serialized optimizer of the SavedModel in `folder`, or None if it was saved without one.
 
-    The file is a list of messages, one for each object, each with a JSON text; the model's comes first.
+    The file lists a message for each object, with a JSON text in it. The first is that of the model.
 
     Raises:
-      ValueError: if there is a text that cannot be read.
+      ValueError: if the JSON text cannot be read.
     """
     metadata = folder / "keras_metadata.pb"
     if not metadata.exists():  # Keras 3's `export` writes none.

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optax_kadam.keras_files._named_arrays import Node
 from optax_kadam.keras_files.containers._crc32c import crc32c, unmask
-from optax_kadam.keras_files.containers._tf_checkpoint import Node, read_checkpoint
+from optax_kadam.keras_files.containers._tf_checkpoint import read_checkpoint
 
 FILES = pathlib.Path(__file__).parents[2] / "golden" / "files"
 SAMPLES = sorted(str(index.relative_to(FILES).with_suffix("")) for index in FILES.rglob("*.index"))
@@ -233,11 +234,11 @@ SIZES = "A tensor must fill its shape. Received: '.*ck.index', "
 LISTED = "A data file must hold what its index lists. Received: '.*ck.index', which lists bytes "
 REFUSED = [
     ({"head": header(endianness=1)}, r"A checkpoint must be little-endian. Received: '.*ck.index', which is big-end"),
-    ({"head": header(version=((1, 1), (2, 2)))}, r"must be of version 1 of its format. .* asks for another. Save it"),
+    ({"head": header(version=((1, 1), (2, 2)))}, r"must be of version 1 of its format. .* asks for version 2. Save it"),
     ({"head": header(version=((1, 1), (3, b"\1")))}, r"must be of version 1 of its format."),
     ({"head": b"\x08\x00"}, r"An index must begin with its header. Received: '.*ck.index', num_shards=0. The file is"),
     ({"head": b"\x0b"}, r"A message must be of protobuf's wire types. Received: .*, type 3 of field 1. The file is"),
-    ({"head": b"\x80"}, r"A number must end. Received: '.*ck.index', none that does at byte 0 of 1. The file is dam"),
+    ({"head": b"\x80"}, r"A number must end. Received: '.*ck.index', one at byte 0 of 1 that does not. The file is"),
     ({"kind": 1}, r"A block of an index must not be compressed. Received: .*, compressed with Snappy. Save it again"),
     ({"kind": 2}, r"must not be compressed. Received: .*, compressed in an unknown way, 2. Save it again"),
     (
@@ -319,7 +320,7 @@ def test_checkpoint_of_names_alone(tmp_path):
     (tmp_path / "ck.index").write_bytes(table([(b"", header()), (b"a", entry(ONE, 1))]))
     (tmp_path / f"ck{DATA}").write_bytes(ONE)
     with pytest.raises(
-        ValueError, match=r"must hold the graph of its objects. Received: .* Restore it there, and save"
+        ValueError, match=r"must hold the graph of its objects. Received: .* Restore it in TensorFlow, and save"
     ):
         read_checkpoint(tmp_path / "ck")
 

@@ -1,4 +1,4 @@
-"""Arrays in a file, not read yet, and how they are read: straight into place, one at a time."""
+"""`LazyArray`: an array that stands in a file, and is read when it is asked for."""
 
 import dataclasses
 import math
@@ -7,21 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-_ALIGNMENT = 64  # Bytes: JAX takes over host memory without a copy if it is aligned so.
+_ALIGNMENT = 64  # Bytes: on a CPU, JAX uses memory that is aligned so without copying it.
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """An array in a file, not read yet. `read` raises a ValueError if it cannot be read whole."""
+class LazyArray:
+    """An array that stands in a file. `read` reads it, and raises a ValueError if it is not there as a whole."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
-    offset: int | None = None  # Where its bytes stand in an HDF5 file.
+    offset: int | None = None  # Where its bytes begin in an HDF5 file; None in a checkpoint.
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """`np.empty` of memory that JAX can take over."""
+    """Return an uninitialised array in memory that JAX can use without a copy."""
     count = math.prod(shape) * dtype.itemsize
     memory = np.empty(count + _ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT
@@ -29,12 +29,12 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def read_into_place(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return the array whose bytes stand from `offset` of the file at `path`, in the machine's byte order."""
+    """Read the array that begins at byte `offset` of the file at `path`, and return it in the machine's byte order."""
     array = aligned_empty(shape, dtype)
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         place, done = array.reshape(-1).view(np.uint8).data, 0
-        while done < len(place):  # One call reads 2 GiB at most.
+        while done < len(place):  # The system reads at most 2 GiB in one call.
             count = file.readinto(place[done:])
             if not count:
                 raise ValueError(

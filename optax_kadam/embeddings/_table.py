@@ -1,0 +1,122 @@
+"""A table of rows, each as of its last visit, with its moments and what its rows have yet to catch up with."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_kadam._gradients import Rows, check_indices, distinct_rows, within
+from optax_kadam._xla import zero_after
+from optax_kadam.embeddings._catch_up import Missed, Moments
+from optax_kadam.stages._learning_rate import RateComputed, RateHeld
+
+
+class _Fields(NamedTuple):
+    values: jax.Array  # p, shape=(rows, ...): each row as of its last visit.
+    mu: jax.Array  # m, float32, likewise.
+    nu: jax.Array  # v, float32, likewise.
+    nu_max: jax.Array | None  # The running maximum of v, float32; None without AMSGrad.
+    last_visit: jax.Array  # shape=(rows,), dtype=int32: the steps that a row has taken.
+    iterations: jax.Array  # shape=(), dtype=int32: the steps that the table has taken.
+    learning_rate: jax.Array  # shape=(), dtype=float32: what the last step used; before the first, what it will use.
+    missed: Missed  # What the steps since each possible last visit add up to.
+
+
+class DeferredTable(RateHeld, _Fields):
+    """The state of `deferred_rows`: the table, its moments, and what its rows have yet to catch up with."""
+
+    __slots__ = ()
+
+
+class ComputedDeferredTable(RateComputed, DeferredTable):
+    """The same, where the learning rate of each step is computed."""
+
+    __slots__ = ()
+
+
+class TableRows(NamedTuple):
+    """What a table has for each row, for some rows or for all."""
+
+    values: jax.Array
+    moments: Moments
+    last_visit: jax.Array
+
+
+def table_values(values: jax.typing.ArrayLike) -> jax.Array:
+    """Return a copy of the values of a new table, or raise where they are none."""
+    values = jnp.array(values, copy=True)  # The table may be donated; a caller's array may not.
+    if values.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise TypeError(
+            f"`values` must be float32, bfloat16 or float16. Received: {values.dtype.name}{list(values.shape)}. Missed "
+            "steps are summed to float32's resolution: convert with `astype(jnp.float32)`."
+        )
+    if values.ndim == 0 or not 0 < values.shape[0] < jnp.iinfo(jnp.int32).max:
+        raise ValueError(
+            f"`values` must have at least one row, and fewer than {jnp.iinfo(jnp.int32).max}. Received: shape "
+            f"{values.shape}. The first axis is that of the rows."
+        )
+    return values
+
+
+def in_range(table: DeferredTable, indices: jax.typing.ArrayLike) -> jax.Array:
+    """Return `indices` with all padding one past the end: a negative one would count from there."""
+    indices = jnp.asarray(indices)
+    check_indices(indices, table.values.shape[0])
+    return within(indices, table.values.shape[0])
+
+
+def distinct_gradients(
+    table: DeferredTable, indices: jax.Array, gradients: jax.typing.ArrayLike, also: jax.Array
+) -> Rows:
+    """Return the distinct indices in order, filled up with distinct padding, and the summed gradient of each.
+
+    The indices of `also` are among them, with a gradient of zero.
+    """
+    gradients, row_shape = jnp.asarray(gradients), table.values.shape[1:]
+    if not jnp.issubdtype(gradients.dtype, jnp.floating):
+        raise TypeError(f"`gradients` must be floating-point numbers. Received: {gradients.dtype.name}.")
+    if gradients.shape != indices.shape + row_shape:
+        raise ValueError(
+            f"`gradients` must have the shape of the rows that `indices` name, {indices.shape + row_shape}. Received: "
+            f"{gradients.shape} for indices of shape {indices.shape} into a table of shape {table.values.shape}. "
+            "Differentiate with respect to what `read` returned."
+        )
+    count = table.values.shape[0]
+    gradients = gradients.astype(jnp.float32).reshape((indices.size, *row_shape))
+    found, sums = distinct_rows(Rows(indices.reshape(-1), gradients), count, also)
+    return Rows(jnp.where(found < count, found, count + jnp.arange(found.size, dtype=found.dtype)), sums)
+
+
+def all_rows(table: DeferredTable) -> TableRows:
+    """Return what the table has for each row."""
+    return TableRows(table.values, Moments(table.mu, table.nu, table.nu_max), table.last_visit)
+
+
+def with_all_rows(table: DeferredTable, rows: TableRows) -> DeferredTable:
+    """Return the table with other rows, all of them."""
+    return table._replace(values=rows.values, **rows.moments._asdict(), last_visit=rows.last_visit)
+
+
+def rows_at(table: DeferredTable, indices: jax.Array) -> TableRows:
+    """Return the rows at some indices, in float32, and zeros for padding."""
+    return in_float32(jax.tree.map(lambda array: array.at[indices].get(mode="fill", fill_value=0), all_rows(table)))
+
+
+def in_float32(rows: TableRows) -> TableRows:
+    """Return the rows with values in float32, as the moments are."""
+    return rows._replace(values=rows.values.astype(jnp.float32))
+
+
+def with_rows_at(table: DeferredTable, indices: jax.Array, rows: TableRows) -> DeferredTable:
+    """Return the table with other rows at distinct indices, which are in order."""
+
+    def put(array: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.astype(array.dtype)
+        return array.at[indices].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    return with_all_rows(table, jax.tree.map(put, all_rows(table), rows))
+
+
+def visited_at(iterations: jax.Array, rows: TableRows, gradients: jax.Array) -> jax.Array:
+    """Return `iterations` as the last visit of each row, computed so that the table is written in place."""
+    return jnp.full_like(rows.last_visit, 0) + iterations + zero_after(rows.last_visit, gradients)
