@@ -10,6 +10,8 @@ import pytest
 import optax_kadam as ok
 from benchmarks._hlo import Work, computations, shapes, work
 
+pytestmark = pytest.mark.compiler
+
 LEAVES, ELEMENTS = 3, 100_000
 ARRAY = 4 * ELEMENTS * LEAVES  # The bytes of all leaves.
 LEARNING_RATE = 1e-3

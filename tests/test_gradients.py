@@ -91,6 +91,7 @@ def test_bcoo_loss_scale_and_parts():
         tx.update(sparse.BCOO.fromdense(dense), tx.init(table), table)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_no_dense_gradient_is_made(amsgrad):
     """Nothing is added up into a table, and no array of its shape is read but its own and those of its moments."""

@@ -58,6 +58,7 @@ def test_flax_linen(usual_promotion):
     assert values[-1] < 0.01 * values[0]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("arguments", [{}, ARGUMENTS, {"gradient_accumulation_steps": 3}])
 def test_every_buffer_is_donated(arguments):
     params = {"kernel": jnp.ones((256, 256)), "bias": jnp.ones(256)}

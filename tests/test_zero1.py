@@ -38,6 +38,7 @@ def trees():
     return tuple({name: x for name, x in tree(i).items() if name != "scale"} for i in (0, 1))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("name", "axis_type"),
     mostly_slow(
@@ -63,6 +64,7 @@ def test_an_eighth_of_the_memory_and_the_same_bits(name, axis_type):
     assert collectives(text) == {"all-gather": moved}
 
 
+@pytest.mark.compiler
 def test_collectives_of_a_training_step():
     """The gradients' all-reduce, as without; and an all-gather for each parameter."""
     mesh, tx = mesh_of({"data": 8}), ok.kadam(0.01)

@@ -285,6 +285,7 @@ def test_shapes_and_types_are_kept(shape, row_shape):
     assert table_of.update(table, jnp.zeros((0,), jnp.int32), jnp.zeros((0, *row_shape))).iterations == 1
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"weight_decay": 0.1}, {"beta_2": 0.95}])
 def test_donated_tables_are_updated_in_place(options):
     """Also with more rows than the history: the compiled step has no copy of a table, and aliases every array."""

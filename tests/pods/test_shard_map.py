@@ -46,6 +46,7 @@ def run(tx, kind, gradients, params, check_vma=True):
     return params, state, step.as_text()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("feature", "kind"),
     mostly_slow(
@@ -60,6 +61,7 @@ def test_shards_give_the_whole(feature, kind):
     assert collectives(text) == ({} if feature == "plain" else {"all-reduce": SUMS[kind]})
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("feature", ["clipnorm", "global_clipnorm", "loss scale"])
 def test_without_check_vma_every_gradient_is_summed(feature):
     params, gradients = tree(0), tree(1)

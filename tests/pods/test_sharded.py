@@ -45,6 +45,7 @@ def lies(shardings, path, leaf, sharding):
     return sharding.is_equivalent_to(expected, leaf.ndim)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("feature", "kind", "axis_type"),
     mostly_slow(

@@ -54,6 +54,7 @@ def on_one_device(feature):
     return train(FEATURES[feature](), table_values(), ok.RowUpdates(*batch_of(0)))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("feature", "lie", "axis_type"),
     mostly_slow(
@@ -84,6 +85,7 @@ def test_looking_up_rows(lie, axis_type):
         assert furthest(found, expected) <= 5e-7
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("lie", "axis_type", "batch"),
     mostly_slow(
