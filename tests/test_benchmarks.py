@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they should; what they measure depends on the machine, and is not looked at."""
+"""The benchmarks run and say what they should; their figures depend on the machine, and are not looked at."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def test_every_question_is_measured_without_torch(
     (tmp_path / "torch.py").write_text("raise ImportError('not installed')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # Other tests of this process still need what is compiled.
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # The other tests of this process go on with what is cached.
     assert main([question, "--quick", "--out", str(tmp_path / "figures")]) == 0
     output, errors = capsys.readouterr()
     assert f"[1/1] {question}: " in errors
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_left_out():
 
 
 def test_work_is_counted_where_it_is_done():
-    """Kernels of scalars do not count, nor what is inside a kernel; calls and the branch that is taken do."""
+    """Kernels of scalars and what is inside a kernel do not count; what is called and the branch that is taken do."""
     work_of = work(HLO), work(HLO, branch=1)
     assert [sum(kernels) for kernels, _, _ in work_of] == [404 + 400 + 800, 404 + 400 + 500]
     assert [copies for _, copies, _ in work_of] == [1, 0]

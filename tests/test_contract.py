@@ -45,7 +45,7 @@ OPTIMIZERS = {
 }
 ALL = PARTS | OPTIMIZERS
 
-# The scope keeps the tests of one transformation together, so that a process compiles its step once: see `jitted`.
+# The scope keeps the tests of one transformation together, so that a process compiles its step only once (`jitted`).
 every = pytest.mark.parametrize("make", ALL.values(), ids=ALL, scope="module")
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS, scope="module")
 
@@ -187,7 +187,7 @@ def test_mixed_dtypes_and_x64(make):
     with jax.enable_x64(True):
         tx, (params, gradients) = make(), trees()
         params["scale"], gradients["scale"] = params["scale"].astype("float64"), gradients["scale"].astype("float64")
-        params["dense"]["bias"] = params["dense"]["bias"].astype("bfloat16")  # Its gradient stays float32.
+        params["dense"]["bias"] = params["dense"]["bias"].astype("bfloat16")  # The gradient of the bias stays float32.
         state = tx.init(params)
         updates, new = jax.jit(tx.update)(gradients, state, params)
         assert typed(new) == typed(state)
@@ -207,15 +207,16 @@ def test_fits_into_optax(make):
         "apply_if_finite": optax.apply_if_finite(make(), 3),
     }
 
-    @jax.jit  # One program: XLA compiles what the wrapped ones have in common once.
+    @jax.jit  # In one program, XLA compiles only once what the wrapped transformations have in common.
     def first_steps(gradients, params):
         return {name: step_of(tx)(gradients, tx.init(params), params) for name, tx in wrapped.items()}
 
-    with jax.numpy_dtype_promotion("standard"):  # MultiSteps and apply_if_finite do not run under the strict one.
+    with jax.numpy_dtype_promotion("standard"):  # MultiSteps and apply_if_finite do not run under strict promotion.
         for name, (stepped, state) in first_steps(gradients, params).items():
             jax.eval_shape(step_of(wrapped[name]), gradients, state, stepped)
             if name != "partition" or make is not OPTIMIZERS["kadam global_clipnorm"]:
-                # A norm is that of each part. In one program XLA contracts other multiply-adds: 1.3e-6 measured.
+                # In a partition each part has a norm of its own. In one program XLA contracts other multiply-adds than
+                # in one for each: 1.3e-6 was measured.
                 close = {"partition": 2e-2}.get(name, 2e-6)
                 chex.assert_trees_all_close(stepped, alone, rtol=close, custom_message=name)
 

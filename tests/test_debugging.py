@@ -79,7 +79,7 @@ def watched(function, jit):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step(optimizer, jit):
     tx, gradients, params = OPTIMIZERS[optimizer](), (ZERO, DENSE, ZERO), PARAMS
-    if optimizer.startswith("rows"):  # One row twice, and padding.
+    if optimizer.startswith("rows"):  # The indices name one row twice, and padding.
         indices = jnp.array([1, 3, 1, -1])
         gradients = [g | {"table": ok.RowUpdates(indices, g["table"])} for g in gradients]
     state, update = watched(tx.init, jit)(params), watched(tx.update, jit)

@@ -186,7 +186,7 @@ def test_an_order_that_the_file_does_not_tell_is_asked_for(tmp_path):
 
 
 @keras_rules()
-def test_bfloat16_and_loss_scale(tmp_path):
+def test_bfloat16_and_a_loss_scale_are_read(tmp_path):
     layers = [keras.Input((4,)), keras.layers.Dense(3, dtype="bfloat16"), keras.layers.Dense(2, dtype="float16")]
     model = keras.Sequential(layers)
     inner = keras.optimizers.Adam()

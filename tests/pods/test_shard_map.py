@@ -1,4 +1,4 @@
-"""Inside `shard_map` a transformation sees one shard: what sums over leaves is told the axes of the mesh."""
+"""Inside `shard_map`, where a transformation sees one shard, `axis_name` makes its sums those over all shards."""
 
 import itertools
 
@@ -24,7 +24,8 @@ FEATURES = {
     "accumulated norm": lambda names: ok.kadam(0.01, clipnorm=0.5, gradient_accumulation_steps=2, axis_name=names),
     "loss scale": lambda names: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2, axis_name=names),
 }
-# One for all leaves that are divided alike: in the mixed mesh, over both axes and over one; none for replicated ones.
+# All leaves that are divided alike take one all-reduce, in the mixed mesh those over both axes and those over one;
+# replicated ones take none.
 SUMS = {"fsdp": 1, "tensor": 1, "mixed": 2}
 
 

@@ -1,4 +1,4 @@
-"""Sharded over eight devices, every feature gives what it gives on one, and the state lies where its parameters lie."""
+"""Over eight devices every feature gives what it gives on one, and the state is divided as its parameters are."""
 
 import functools
 import itertools
@@ -27,8 +27,8 @@ FEATURES = {
     "decay": lambda: ok.kadamw(0.01, weight_decay_mask={"in": True, "out": True, "bias": False, "scale": False}),
     "loss scale": lambda: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2),
 }
-# A norm sums each shard first: 4.4e-7 measured. With bfloat16 moments and jax 0.12, XLA contracts other operations into
-# one in a program for shards: 1.6e-8. All else is equal to the bit.
+# A norm sums each shard first: 4.4e-7 was measured. With bfloat16 moments, jax 0.12 contracts other multiply-adds in a
+# program for shards: 1.6e-8. All else is equal to the bit.
 AXIS_TYPES = AxisType.Auto, AxisType.Explicit
 BOUNDS = dict.fromkeys(["clipnorm", "global_clipnorm"], 5e-7) | {"low precision": 1e-7}
 
@@ -39,7 +39,7 @@ def on_one_device(feature):
 
 
 def lies(shardings, path, leaf, sharding):
-    """Tell whether a leaf of the state lies as its parameter, and all else whole on every device."""
+    """Return whether a leaf of the state is divided as its parameter, or whole on every device if it has none."""
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
     expected = shardings[names[0]] if names else NamedSharding(shardings["scale"].mesh, P())
     return sharding.is_equivalent_to(expected, leaf.ndim)
@@ -66,7 +66,7 @@ def test_sharded_is_unsharded(feature, kind, axis_type):
 
 
 @pytest.mark.parametrize("axis_type", AXIS_TYPES)
-def test_eager_init_and_setting_the_learning_rate(axis_type):
+def test_an_eager_state_and_a_set_learning_rate_lie_as_they_should(axis_type):
     axes, specs = MESHES["mixed"]
     mesh = mesh_of(axes, axis_type)
     params = jax.device_put(tree(0), shardings_of(mesh, specs))
