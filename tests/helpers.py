@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import optax_kadam as ok
 
@@ -26,11 +25,6 @@ def golden(name):
 
 
 INPUTS = golden("inputs")
-
-
-def mostly_slow(cases, daily):
-    """Return all cases as parameters of a test; those that `daily` does not choose are among the slow tests."""
-    return [pytest.param(*case, marks=() if daily(*case) else pytest.mark.slow) for case in cases]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from benchmarks._hlo import aliased, collectives, copies_to_hbm, hbm_bytes, shap
 from benchmarks._race import Aim, Race, Spread
 from benchmarks._side_by_side import WARM_UP, Contender, Session
 
-from .helpers import keras_rules, mostly_slow
+from .helpers import keras_rules
+from .sparing import mostly_slow
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CONTENDERS = {
@@ -27,9 +28,7 @@ CONTENDERS = {
 
 
 # "leaves" starts a process for each contender; the steps of "rows" and "training" take long to compile.
-@pytest.mark.parametrize(
-    "question", mostly_slow(zip(QUESTIONS), lambda question: question not in ("leaves", "rows", "training"))
-)
+@pytest.mark.parametrize("question", mostly_slow(zip(QUESTIONS), lambda question: question in ("dense", "clipped")))
 @keras_rules()
 def test_every_question_is_measured_without_torch(
     question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -12,6 +12,8 @@ from jax.experimental import checkify
 
 import optax_kadam as ok
 
+from .sparing import quick_jit
+
 OPTIMIZERS = {
     "kadam": lambda: ok.kadam(0.1, beta_1=lambda step: jnp.where(step < 1, 0.9, 0.5)),
     "kadamw amsgrad": lambda: ok.kadamw(0.1, amsgrad=True, weight_decay_mask={"table": True, "bias": False}),
@@ -58,8 +60,8 @@ def watched(function, jit):
     Op by op, `debug_nans` and `debug_infs` look at every operation; jitted, at what comes out. There `checkify` looks
     at every operation, for a NaN or a division by zero.
     """
-    checked = jax.jit(checkify.checkify(function, errors=checkify.float_checks))
-    alone = jax.jit(function) if jit else function
+    checked = quick_jit(checkify.checkify(function, errors=checkify.float_checks))
+    alone = quick_jit(function) if jit else function
 
     def call(*arguments):
         with debugging():

@@ -9,7 +9,8 @@ import pytest
 
 import optax_kadam as ok
 
-from .helpers import GOLDEN, golden, mostly_slow, ulp
+from .helpers import GOLDEN, golden, ulp
+from .sparing import mostly_slow
 
 GRID = json.loads((GOLDEN / "schedules.json").read_text())["k3j"]
 RECORDED = golden("schedules")

@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 import optax_kadam as ok
 from benchmarks._hlo import collectives
 
-from .helpers import mostly_slow
 from .pods.meshes import P, furthest, mesh_of, shardings_of, train, tree
+from .sparing import mostly_slow, quick_jit
 
 KEPT = {"in": True, "out": True, "bias": False}
 TRANSFORMATIONS = {
@@ -80,7 +80,7 @@ def test_a_training_step_gathers_each_parameter_once():
         return optax.apply_updates(params, updates), state
 
     for shardings, expected in ((whole, {}), (ok.zero1_shardings(tx, params, mesh), {"all-gather": 3})):
-        state = jax.jit(tx.init, out_shardings=shardings)(params)
+        state = quick_jit(tx.init, out_shardings=shardings)(params)
         compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=(whole, shardings)).lower(params, state, x, y)
         assert collectives(compiled.compile().as_text()) == {"all-reduce": 1} | expected
 
@@ -103,7 +103,7 @@ def test_models_of_flax_are_divided():
     params = nnx.state(nnx.Linear(16, 8, rngs=nnx.Rngs(0)), nnx.Param)
     for of_model in (params, nnx.to_pure_dict(params)):
         shardings = ok.zero1_shardings(ok.kadam(), of_model, mesh)
-        state = jax.jit(ok.kadam().init, out_shardings=shardings)(of_model)
+        state = quick_jit(ok.kadam().init, out_shardings=shardings)(of_model)
         assert all(leaf.sharding.spec[:1] == (("data",) if leaf.ndim else ()) for leaf in jax.tree.leaves(state))
 
 

@@ -18,7 +18,8 @@ from benchmarks._hlo import aliased, shapes
 from optax_kadam.embeddings import _catch_up
 from optax_kadam.embeddings._deferred import DeferredRows, deferred_rows
 
-from ..helpers import mostly_slow, share
+from ..helpers import share
+from ..sparing import mostly_slow, quick_jit
 
 BETAS = [(0.9, 0.999), (0.9, 0.99), (0.9, 0.95), (0.95, 0.98), (0.99, 0.999), (0.0, 0.999)]
 
@@ -110,7 +111,7 @@ def check_errors(*arguments, **options):
         assert ours_of_all <= 1.3 * theirs_of_all, name
 
 
-@pytest.mark.parametrize("betas", mostly_slow(zip(BETAS), lambda betas: betas in ((0.9, 0.999), (0.9, 0.95))))
+@pytest.mark.parametrize("betas", mostly_slow(zip(BETAS), lambda betas: betas == (0.9, 0.999)))
 def test_error_is_no_larger_than_that_of_the_float32_sweep(betas):
     check_errors(2000, 1000, ["jumps"], betas, [1e-8, 1.0])
 
@@ -136,7 +137,7 @@ def test_what_is_read_is_the_dense_table_at_every_step(amsgrad, weight_decay):
         np.testing.assert_allclose(rows[i], p[indices[i]], rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("amsgrad", "weight_decay"), [(False, 0.5), (True, None)])
+@pytest.mark.parametrize(("amsgrad", "weight_decay"), [(False, 0.5), pytest.param(True, None, marks=pytest.mark.slow)])
 def test_absences_longer_than_the_history_are_caught_up(monkeypatch, amsgrad, weight_decay):
     """Most rows have gradients early, and never again; the history, of 256 steps here, is overwritten eight times."""
     monkeypatch.setattr(_catch_up, "_SHORTEST_HISTORY", 256)
@@ -156,7 +157,7 @@ def test_absences_longer_than_the_history_are_caught_up(monkeypatch, amsgrad, we
 
 
 def jitted(*arguments, **options):
-    return DeferredRows(*(jax.jit(function) for function in deferred_rows(*arguments, **options)))
+    return DeferredRows(*(quick_jit(function) for function in deferred_rows(*arguments, **options)))
 
 
 @functools.cache
@@ -213,7 +214,7 @@ def test_learning_rates_set_by_hand_count_from_then_on():
     values, (indices, gradients) = zipf(60, rows=20, touched=2)
     rates = np.repeat([1e-2, 1e-1, 1e-3], 20).astype(np.float32)
     table_of = deferred_rows(1e-2, 0.9, 0.99, 1e-3)
-    update = jax.jit(table_of.update)
+    update = quick_jit(table_of.update)
     table = table_of.init(values)
     for i, batch in enumerate(zip(indices, gradients, strict=True)):
         if i in (20, 40):
@@ -230,7 +231,7 @@ def test_every_kind_of_learning_rate_gives_the_same_table():
         table_of = deferred_rows(rate)
         table = table_of.init(jnp.ones((3, 2)))
         for row in (0, 0, 1):
-            table = jax.jit(table_of.update)(table, jnp.array([row]), jnp.ones((1, 2)))
+            table = quick_jit(table_of.update)(table, jnp.array([row]), jnp.ones((1, 2)))
         assert optax.tree.get(table, "learning_rate") == np.float32(0.1)
         assert optax.tree.get(table, "iterations") == 3
         values = table_of.flush(table)[0]
@@ -286,7 +287,12 @@ def test_shapes_and_types_are_kept(shape, row_shape):
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"weight_decay": 0.1}, {"beta_2": 0.95}])
+@pytest.mark.parametrize(
+    "options",
+    mostly_slow(
+        zip([{}, {"amsgrad": True}, {"weight_decay": 0.1}, {"beta_2": 0.95}]), lambda options: len(options) == 0
+    ),
+)
 def test_donated_tables_are_updated_in_place(options):
     """The compiled step copies no table and aliases every array, also with more rows than the history has steps."""
     table_of, rows = deferred_rows(0.1, **options), 200_000
@@ -331,7 +337,7 @@ def test_rows_may_be_divided_over_devices():
     table = table_of.init(jnp.asarray(values))
     specs = jax.tree.map(lambda leaf: divided if leaf.shape[:1] == (64,) else P(), table)
 
-    @jax.jit
+    @quick_jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(specs, P(), P()), out_specs=(P(), specs), check_vma=False)
     def step(table, indices, gradients):
         own = indices - 8 * jax.lax.axis_index("rows")
@@ -416,7 +422,7 @@ def test_bad_gradients_are_refused(indices, gradients, error, message):
     table_of = deferred_rows()
     table = table_of.init(np.ones((300, 2), np.float32))
     with pytest.raises(error, match=message):
-        jax.jit(table_of.update)(table, indices, gradients)
+        quick_jit(table_of.update)(table, indices, gradients)
 
 
 def test_one_clip_goes_over_dense_parameters_and_a_table():
@@ -428,7 +434,7 @@ def test_one_clip_goes_over_dense_parameters_and_a_table():
     def loss(rows, dense, target):
         return jnp.mean((rows @ dense - target) ** 2)
 
-    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    @functools.partial(quick_jit, donate_argnums=(1, 2))
     def step(dense, state, table, ids, target):
         rows, table = rows_of.read(table, ids)
         of_rows, of_dense = jax.grad(loss, (0, 1))(rows, dense, target)
@@ -441,7 +447,7 @@ def test_one_clip_goes_over_dense_parameters_and_a_table():
 
     whole = ok.kadam(0.01, global_clipnorm=0.5)
 
-    @jax.jit
+    @quick_jit
     def whole_step(params, state, ids, target):
         gradients = jax.grad(lambda params: loss(params["table"][ids], params["dense"], target))(params)
         updates, state = whole.update(gradients, state, params)

@@ -7,6 +7,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..helpers import share
+from ..sparing import quick_jit
 
 P = PartitionSpec
 
@@ -45,11 +46,11 @@ def step_of(tx):
     return step
 
 
-def train(tx, params, gradients, steps=4, state_shardings=None, shardings=None):
+def train(tx, params, gradients, steps=4, state_shardings=None, shardings=None, jit=jax.jit):
     """Return the shardings of the first state, parameters and state after the steps, and the step's HLO; it donates."""
-    state = jax.jit(tx.init, out_shardings=state_shardings)(params)
+    state = quick_jit(tx.init, out_shardings=state_shardings)(params)
     out = None if shardings is None else (shardings, state_shardings)
-    step = jax.jit(step_of(tx), donate_argnums=(1, 2), out_shardings=out).lower(gradients, state, params).compile()
+    step = jit(step_of(tx), donate_argnums=(1, 2), out_shardings=out).lower(gradients, state, params).compile()
     placed = jax.tree.map(lambda x: x.sharding, state)
     for _ in range(steps):
         params, state = step(gradients, state, params)

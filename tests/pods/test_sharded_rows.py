@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 import optax_kadam as ok
 from benchmarks._hlo import collectives, shapes
 
-from ..helpers import mostly_slow
+from ..sparing import mostly_slow, quick_jit
 from .meshes import P, furthest, mesh_of, train
 
 FEATURES = {
@@ -59,7 +59,10 @@ def on_one_device(feature):
     ("feature", "lie", "axis_type"),
     mostly_slow(
         itertools.product(FEATURES, LIES, AXIS_TYPES),
-        lambda feature, lie, axis_type: (lie == "by rows") == (axis_type is AxisType.Explicit),
+        lambda feature, lie, axis_type: (
+            (lie, axis_type) == ("by rows", AxisType.Explicit)
+            or (feature, lie, axis_type) == ("accumulation", "within rows", AxisType.Auto)
+        ),
     ),
 )
 def test_rows_of_a_gradient_move_a_table_as_on_one_device(feature, lie, axis_type):
@@ -78,7 +81,7 @@ def test_rows_of_a_gradient_move_a_table_as_on_one_device(feature, lie, axis_typ
 def test_rows_are_looked_up_as_on_one_device(lie, axis_type):
     put = put_on(axis_type)
     ids, _ = batch_of(0)
-    value_and_gradient = jax.jit(ok.value_and_row_grad(lambda rows: (rows**2).sum()))
+    value_and_gradient = quick_jit(ok.value_and_row_grad(lambda rows: (rows**2).sum()))
     expected = value_and_gradient(table_values(), ids)
     for batch in (P(), P("data")):
         found = value_and_gradient(put(table_values(), LIES[lie]), put(ids, batch))
@@ -98,10 +101,10 @@ def test_rows_are_looked_up_as_on_one_device(lie, axis_type):
 def test_a_deferred_table_moves_as_on_one_device(lie, axis_type, batch):
     put = put_on(axis_type)
     rows_of = ok.deferred_rows(0.01, amsgrad=True, weight_decay=0.1)
-    read, update, flush = jax.jit(rows_of.read), jax.jit(rows_of.update, donate_argnums=0), jax.jit(rows_of.flush)
+    read, update, flush = quick_jit(rows_of.read), quick_jit(rows_of.update, donate_argnums=0), quick_jit(rows_of.flush)
 
     def run(put):
-        table = jax.jit(rows_of.init)(put(table_values(), LIES[lie]))
+        table = quick_jit(rows_of.init)(put(table_values(), LIES[lie]))
         first = put(np.zeros(IDS, np.int32), batch)
         texts = [f.lower(*x).compile().as_text() for f, x in ((read, (table, first)), (flush, (table,)))]
         texts.append(update.lower(table, *(put(x, batch) for x in batch_of(0))).compile().as_text())
@@ -136,6 +139,6 @@ def test_rows_inside_shard_map_are_clipped_by_the_norm_of_all():
         mapped = jax.shard_map(
             update, mesh=mesh_of({"data": 8}), in_specs=P("data"), out_specs=P("data"), check_vma=check_vma
         )
-        found = jax.jit(mapped)(table_values(), local, gradients)
+        found = quick_jit(mapped)(table_values(), local, gradients)
         expected, _ = alone.update(ok.RowUpdates(whole, gradients), alone.init(table_values()), table_values())
         assert furthest(found, expected) <= 5e-7
