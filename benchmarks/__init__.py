@@ -2,6 +2,6 @@
 
 import os
 
-# Before anything imports them: Keras on JAX, and memory of a GPU left for PyTorch.
+# These are set before Keras and JAX are imported: Keras runs on JAX, and JAX leaves memory of a GPU to PyTorch.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -1,7 +1,7 @@
 """Measure what a step costs, ours and the peers', side by side in one run.
 
-Each question prints its tables, and writes its figures and a plot of them; summary.md and summary.png say how far what
-was aimed at was reached. How to read all that: benchmarks/README.md.
+Each question prints its tables, and writes its figures and a plot of them; summary.md and summary.png compare the
+ratios with what was aimed at. benchmarks/README.md says how to read them.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks import _plots, _report
 from benchmarks._side_by_side import LEAST_ROUNDS, Session
 
 QUESTIONS = {
-    "rows": "a few rows of a large table",  # First, for it needs most memory, and what is freed does not all come back.
+    "rows": "a few rows of a large table",  # First, as it needs most memory, and not all that is freed comes back.
     "dense": "a step of Adam and of AMSGrad, against the peers and the memory's own limit",
     "clipped": "what each clip adds to a step",
     "leaves": "many small leaves: the compilation, its memory, and the step",

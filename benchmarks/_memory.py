@@ -15,14 +15,14 @@ def available() -> int:
         return held["bytes_limit"] - held["bytes_in_use"]
     try:
         return _field("/proc/meminfo", "MemAvailable")
-    except OSError:  # No Linux.
+    except OSError:  # It is no Linux.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak() -> int:
     """Return the largest resident set of this process so far, in bytes."""
     try:
-        return _field("/proc/self/status", "VmHWM")  # That of getrusage begins with the parent's.
+        return _field("/proc/self/status", "VmHWM")  # The peak of getrusage would begin with the parent's.
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -18,7 +18,7 @@ from benchmarks import _steps
 from benchmarks._race import Race, Spread, spread
 from benchmarks._side_by_side import Session
 
-SCALES = {"ms": 1e3, "MB": 1e-6}  # What is measured in seconds and bytes is shown in these.
+SCALES = {"ms": 1e3, "MB": 1e-6}  # Seconds and bytes are shown in these units.
 _RAW = {"ms": "s", "MB": "B"}
 
 
@@ -171,5 +171,5 @@ def _cpu() -> str:
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # No Linux, or no x86.
+    except (OSError, StopIteration):  # It is no Linux, or no x86.
         return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Contenders side by side: rounds in which each takes its turn, in an order that is drawn for each round."""
+"""Contenders side by side: each takes its turn in every round, in an order that is drawn for each round."""
 
 import importlib
 import itertools
@@ -85,7 +85,7 @@ class Session:
         return rounds, {name: contender.work for name, contender in contenders.items() if contender.work}
 
     def _rounds(self, contenders: dict[str, Contender], doing: Callable[[str], None]) -> list[Round]:
-        # Drawn, for a step suffers from what came before it: threads that still spin, and caches.
+        # The order is drawn, because a step suffers from what ran before it: threads that still spin, and full caches.
         draw, rounds, started = random.Random(0), [], 0.0
         for number in range(-WARM_UP, self.rounds):
             if number == 0:
@@ -113,14 +113,14 @@ class Session:
             return None
 
     def timed(self, step: Callable[[], Any], work: Work | None = None) -> Contender:
-        """Return the contender that takes a step, or as many as are needed to be timed well."""
+        """Return the contender that takes a step, or as many steps as are needed to time them well."""
         at_least = 0.0 if self.quick else 0.02
 
         def measure() -> float:
             seconds = _seconds(step, 1)
             if seconds >= at_least:
                 return seconds
-            # That step came while threads of the contender before may still have been spinning, and is not counted.
+            # That step is not counted: threads of the contender before it may still have been spinning.
             steps = int(at_least / seconds) + 1
             return _seconds(step, steps) / steps
 

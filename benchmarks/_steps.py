@@ -14,7 +14,7 @@ from benchmarks._shapes import Shapes
 from benchmarks._side_by_side import Contender, Session
 
 Gradients = dict[str, np.ndarray]
-_PIECE = 2**26  # Elements that are swept at a time: more than any cache holds.
+_PIECE = 2**26  # So many elements are swept at a time, more than any cache holds.
 
 
 def gradients(shapes: Shapes) -> Gradients:
@@ -47,12 +47,12 @@ def start(tx: optax.GradientTransformation, gradients: Any) -> Any:
 
 
 def optax_step(session: Session, tx: optax.GradientTransformation, gradients: Any) -> Contender:
-    """Return ours, or optax's."""
+    """Return the contender that takes steps of an optax transformation, ours or optax's."""
     return session.jitted(apply(tx), start(tx, gradients), jax.tree.map(jnp.asarray, gradients))
 
 
 def keras_step(session: Session, gradients: Gradients, **arguments: Any) -> Contender | None:
-    """Return Keras's own, as its `fit` takes it on JAX."""
+    """Return the contender that takes Keras's own step, as its `fit` does on JAX."""
     if not (keras := session.peer("keras")):
         return None
     state, apply = keras_optimizer(keras, [jnp.full(g.shape, 0.1) for g in gradients.values()], **arguments)
@@ -69,12 +69,12 @@ def keras_optimizer(keras: Any, params: list[jax.Array], **arguments: Any) -> tu
         params, slots = state
         return optimizer.stateless_apply(slots, gradients, params)
 
-    # Their own arrays: once donated, the variables hold nothing.
+    # The arrays are taken out of the variables, which hold nothing once these are donated.
     return ([v.value for v in variables], [v.value for v in optimizer.variables]), step
 
 
 def torch_step(session: Session, gradients: Gradients, kind: str, **arguments: Any) -> Contender | None:
-    """Return PyTorch's step, on the GPU where JAX is on one."""
+    """Return the contender that takes PyTorch's step, on the GPU where JAX is on one."""
     if not (torch := session.peer("torch")) or not (device := torch_device(session, torch)):
         return None
     params = []
@@ -102,10 +102,10 @@ def synchronize(torch: Any, device: str) -> None:
 
 
 def limit(session: Session, size: int) -> Contender:
-    """Return what does nothing but move `size` bytes, half of them read and half written.
+    """Return the contender that does nothing but move `size` bytes, half of them read and half written.
 
-    On a GPU a copy. On a CPU, whose cores must fetch or bypass what they write elsewhere, numbers change sign in place,
-    on all cores: as in a step, what is written was read.
+    On a GPU it copies an array. On a CPU, whose cores must fetch or bypass what they write elsewhere, numbers change
+    sign in place, on all cores: as in a step, what is written was read.
     """
     elements = size // 8
     if jax.default_backend() != "cpu":

@@ -14,7 +14,7 @@ from benchmarks._race import Aim
 from benchmarks._shapes import Shapes, one_leaf, resnet_50, transformer
 from benchmarks._side_by_side import Session
 
-LIMIT = "limit"  # As many bytes as a step must move, and nothing else.
+LIMIT = "limit"  # This contender moves as many bytes as a step must, and does nothing else.
 ADAM, AMSGRAD = 7, 9  # Arrays that a step moves.
 
 
@@ -47,7 +47,7 @@ def run(session: Session) -> None:
                 Aim("kadam", "torch fused", 1.0 if on_gpu else None),
                 Aim("kadam", LIMIT, 1 / 0.9 if on_gpu else None),
             ]
-            # Five contenders of three or four arrays, what foreach puts aside, and the gradient.
+            # Five contenders have three or four arrays; the gradient, and what foreach puts aside, come to five more.
             needs = (5 * (4 if amsgrad else 3) + 5) * size
             title = f"{'AMSGrad' if amsgrad else 'Adam'}, {tree}"
             session.race(title, builders, (peer, LIMIT), tuple(aims), moves=arrays * size, needs=needs)

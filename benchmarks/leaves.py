@@ -1,6 +1,6 @@
 """Many small leaves: what it takes to compile a step, and to run it.
 
-Each contender is compiled in a process of its own, which says how long that took, by the clock and by the processors'
+Each contender is compiled in a process of its own, which measures how long that took, by the clock and in processor
 time, and by how much its largest resident set grew. Ours and optax's compile at the same time; then the processes take
 turns at stepping. The limit is a program that hands all arrays back, and computes nothing.
 """
@@ -78,7 +78,7 @@ class _Worker:
             self.process = self.stack.enter_context(subprocess.Popen(self.program, **pipes))
 
     def contender(self, pair: list["_Worker"]) -> Contender:
-        """Start what is compared with this one too, so that a busy machine slows both, and wait for this one."""
+        """Start the processes that are compared, at once, so that a busy machine slows both, and wait for this one."""
         for worker in pair:
             worker.start()
         self.report = self.answer()

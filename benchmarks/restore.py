@@ -31,7 +31,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Large modules are imported where they are used: a process's largest resident set begins with its parent's.
+# Large modules are imported where they are used, because a process's largest resident set begins with its parent's.
 
 BLOCKS = 48
 TIME_PROMISED, PEAK_PROMISED = 2.0, 1.2
@@ -86,7 +86,7 @@ def measure(kind: str, path: str) -> dict[str, float]:
     import jax.numpy as jnp
 
     action = _actions()[kind]
-    jnp.zeros(1).block_until_ready()  # Neither imports nor JAX's start are measured.
+    jnp.zeros(1).block_until_ready()  # So JAX has started, and neither that nor imports are measured.
     before, started = _peak(), time.perf_counter()
     arrays = action(pathlib.Path(path))
     seconds, grown = time.perf_counter() - started, _peak() - before
@@ -135,7 +135,7 @@ def write_files(folder: str, megabytes: int) -> None:
         archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1", "date_saved": "2026-01-01@00:00:00"}))
         archive.writestr("config.json", json.dumps(_config(layers)))
         archive.write(weights, "model.weights.h5")
-    os.sync()  # What is still being written would slow the first measurement.
+    os.sync()  # Bytes that are still being written would slow the first measurement.
 
 
 def _layers(parameters: int) -> list[Layer]:

@@ -25,7 +25,8 @@ from benchmarks._side_by_side import Builder, Contender, Session
 WIDTH, BATCHES = 64, 16
 OURS = "deferred_rows"
 TABLES = ok.deferred_rows()
-AIMS = {"lazy Adam": 2.0, "optax.adam": 1 / 20, "Keras": 1 / 20, "torch SparseAdam": None}  # At the largest size.
+# The ratios to each peer, at most, that are aimed at for the largest table.
+AIMS = {"lazy Adam": 2.0, "optax.adam": 1 / 20, "Keras": 1 / 20, "torch SparseAdam": None}
 Batch = tuple[jax.Array, jax.Array]  # The indices, and what their rows should become.
 
 
@@ -50,7 +51,7 @@ def run(session: Session) -> None:
 
 
 def _peers(*, fast: bool) -> dict[str, tuple[Any, int]]:
-    """Return each with how many arrays of the table's size it holds, the gradient and what XLA puts aside included."""
+    """Return each peer, and how many arrays of the table's size it holds, with the gradient and what XLA puts aside."""
     if fast:
         return {"lazy Adam": (_lazy, 3), "torch SparseAdam": (_torch, 3)}
     return {"kadam RowUpdates": (_row_updates, 4), "optax.adam": (_dense, 4), "Keras": (_keras, 4)}
@@ -93,7 +94,7 @@ def _deferred(session: Session, size: int, batches: list[Batch]) -> Contender:
     return session.jitted(_deferred_step, table, *batches)
 
 
-def _deferred_step(table: Any, batch: Batch) -> Any:  # One function, so that it is compiled once for each size.
+def _deferred_step(table: Any, batch: Batch) -> Any:  # A function of the module is compiled once for each size.
     indices, targets = batch
     rows, table = TABLES.read(table, indices)
     return TABLES.update(table, indices, rows - targets)

@@ -4,7 +4,7 @@ import importlib.util
 import os
 
 if importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_cuda13_plugin"):
-    # They are there to compile with: a TPU or GPU is not sought, nor the GPU's driver.
+    # These compile for a TPU or GPU that is not there. Without the settings JAX would look for it, and for its driver.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -1,4 +1,4 @@
-"""Replaying the recorded runs of the real Keras, and measuring how far two arrays are apart."""
+"""Replays of the recorded runs of the real Keras, and measures of how far two arrays are apart."""
 
 import contextlib
 import json
@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import optax_kadam as ok
 
@@ -28,21 +27,16 @@ def golden(name):
 INPUTS = golden("inputs")
 
 
-def mostly_slow(cases, daily):
-    """The parameters of a test: all cases, of which those that `daily` does not choose are among the slow tests."""
-    return [pytest.param(*case, marks=() if daily(*case) else pytest.mark.slow) for case in cases]
-
-
 @contextlib.contextmanager
 def keras_rules():
-    """Run Keras itself: under the usual rules of promotion, and with its warnings its own affair."""
+    """Run Keras itself under the usual rules of promotion, and ignore its warnings."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def split(flat):
-    """The five parameters of every recorded case, from their flat concatenation."""
+    """Return the five parameters of every recorded case, from their flat concatenation."""
     pieces = ((v["offset"], v["offset"] + v["size"], v["shape"]) for v in MANIFEST["variables"])
     return [flat[start:stop].reshape(shape) for start, stop, shape in pieces]
 
@@ -52,7 +46,7 @@ def flatten(tree):
 
 
 def ulp(a, b):
-    """The largest distance in units in the last place; denormals count as 0, as JAX flushes them, and NaN as NaN."""
+    """Return the largest distance in units in the last place. Denormals are 0, as JAX flushes them; NaN equals NaN."""
     a, b = np.asarray(a), np.asarray(b)
     assert a.dtype == b.dtype and a.shape == b.shape
     integers, wide = {4: (np.int32, np.int64), 8: (np.int64, object)}[a.dtype.itemsize]
@@ -66,13 +60,13 @@ def ulp(a, b):
 
 
 def share(a, b, scale):
-    """The largest finite distance, as a share of `scale`."""
+    """Return the largest distance as a share of `scale`; what is infinite or NaN in both is at no distance."""
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     return float(np.where(same, 0, np.abs(np.subtract(a, b, dtype=np.float64))).max(initial=0) / scale)
 
 
 def build(case, generation, learning_rate=None):
-    """The transformation of a recorded case, from the arguments that Keras was given."""
+    """Return the transformation of a recorded case, from the arguments that Keras was given."""
     arguments = dict(case["full_kwargs"][generation])
     if isinstance(arguments["learning_rate"], dict):
         name, config = arguments["learning_rate"]["$schedule"]
@@ -87,7 +81,7 @@ def build(case, generation, learning_rate=None):
 
 
 def gradients(case, step):
-    """The gradients of a step, counted from 1, as the recorded Keras got them; rows of a table are added up."""
+    """Return the gradients of a step, counted from 1, as the recorded Keras got them; rows of a table are added up."""
     rows = split(INPUTS[case["grads"]][step - 1])
     if case.get("sparse"):
         rows[2] = np.zeros_like(rows[2])
@@ -98,7 +92,7 @@ def gradients(case, step):
 
 
 def replay(case, tx, jit, steps=200):
-    """Yield the state after every step, as the recorded programs kept it: parameters, slots, count, learning rate."""
+    """Yield the number of each step, and the parameters and the state after it."""
     params = [jnp.asarray(p).astype(case["dtype"]) for p in split(INPUTS["init"])]
     state = tx.init(params)
     if start := case.get("start_iteration"):

@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they should; what they measure depends on the machine, and is not looked at."""
+"""The benchmarks run and say what they should; their figures depend on the machine, and are not looked at."""
 
 import json
 import sys
@@ -13,7 +13,8 @@ from benchmarks._hlo import aliased, collectives, copies_to_hbm, hbm_bytes, shap
 from benchmarks._race import Aim, Race, Spread
 from benchmarks._side_by_side import WARM_UP, Contender, Session
 
-from .helpers import keras_rules, mostly_slow
+from .helpers import keras_rules
+from .sparing import mostly_slow
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CONTENDERS = {
@@ -27,9 +28,7 @@ CONTENDERS = {
 
 
 # "leaves" starts a process for each contender; the steps of "rows" and "training" take long to compile.
-@pytest.mark.parametrize(
-    "question", mostly_slow(zip(QUESTIONS), lambda question: question not in ("leaves", "rows", "training"))
-)
+@pytest.mark.parametrize("question", mostly_slow(zip(QUESTIONS), lambda question: question in ("dense", "clipped")))
 @keras_rules()
 def test_every_question_is_measured_without_torch(
     question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -37,7 +36,7 @@ def test_every_question_is_measured_without_torch(
     (tmp_path / "torch.py").write_text("raise ImportError('not installed')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # Other tests of this process still need what is compiled.
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # The other tests of this process go on with what is cached.
     assert main([question, "--quick", "--out", str(tmp_path / "figures")]) == 0
     output, errors = capsys.readouterr()
     assert f"[1/1] {question}: " in errors
@@ -94,7 +93,7 @@ def test_what_does_not_fit_is_left_out():
 
 
 def test_work_is_counted_where_it_is_done():
-    """Kernels of scalars do not count, nor what is inside a kernel; calls and the branch that is taken do."""
+    """Kernels of scalars and what is inside a kernel do not count; what is called and the branch that is taken do."""
     work_of = work(HLO), work(HLO, branch=1)
     assert [sum(kernels) for kernels, _, _ in work_of] == [404 + 400 + 800, 404 + 400 + 500]
     assert [copies for _, copies, _ in work_of] == [1, 0]

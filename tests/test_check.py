@@ -36,8 +36,8 @@ def test_gradients_that_do_not_fit_are_named_by_path(gradients, match, make):
 @pytest.mark.parametrize("name", ["mu", "nu", "nu_max", "average", "accumulator", "params"])
 @pytest.mark.parametrize("shape", [(4,), (1,), (3, 1)])
 @pytest.mark.parametrize("jit", [False, True])
-def test_a_state_restored_onto_other_shapes(name, shape, jit):
-    """Each of these would broadcast, and be trained on."""
+def test_a_state_of_other_shapes_is_refused(name, shape, jit):
+    """Each of these shapes would broadcast, and the training would go on."""
     tx = ok.kadam(amsgrad=True, use_ema=True, gradient_accumulation_steps=2 if name == "accumulator" else None)
     state, params = tx.init(PARAMS), PARAMS
     other = {"dense": {**PARAMS["dense"], "bias": jnp.ones(shape)}}
@@ -67,7 +67,7 @@ def test_parameters_are_not_needed_where_no_stage_reads_them():
     tx.update(PARAMS, tx.init(PARAMS))
 
 
-def test_no_gradient_at_all():
+def test_no_gradient_at_all_is_refused():
     tx = ok.kadam()
     with pytest.raises(ValueError, match="At least one gradient must be given. Received: None for every parameter."):
         tx.update(jax.tree.map(lambda _: None, PARAMS), tx.init(PARAMS), PARAMS)

@@ -1,4 +1,4 @@
-"""What XLA makes of a step on a CPU: kernels and the bytes they move, which do not depend on the machine's load."""
+"""XLA's CPU compiler makes few kernels of a step, which move few bytes; neither depends on the machine's load."""
 
 from functools import cache
 
@@ -13,7 +13,7 @@ from benchmarks._hlo import Work, computations, shapes, work
 pytestmark = pytest.mark.compiler
 
 LEAVES, ELEMENTS = 3, 100_000
-ARRAY = 4 * ELEMENTS * LEAVES  # The bytes of all leaves.
+ARRAY = 4 * ELEMENTS * LEAVES  # Bytes: an array as large as all leaves together.
 LEARNING_RATE = 1e-3
 
 
@@ -56,8 +56,8 @@ def of(name: str, branch: int = 0) -> Work:
     return work(compiled(name), branch)
 
 
-# How many kernels there are to a leaf, and how many arrays they read and write, at most. Adam has to move 7, AMSGrad 9,
-# and a norm the gradient once more.
+# The step, the most kernels for a leaf, and the most arrays of its size that they read and write. Adam has to move 7
+# arrays, AMSGrad 9, and a norm reads the gradient once more.
 @pytest.mark.parametrize(
     ("name", "kernels", "arrays"),
     [
@@ -74,14 +74,14 @@ def of(name: str, branch: int = 0) -> Work:
 def test_a_step_has_few_kernels_and_copies_nothing(name: str, kernels: int, arrays: int):
     step = of(name)
     assert len(step.kernels) <= kernels * LEAVES
-    assert step.bytes <= arrays * ARRAY * 1.001  # And some scalars.
+    assert step.bytes <= arrays * ARRAY * 1.001  # Scalars are moved too.
     assert step.copies == 0
     ideal = 7 + 2 * name.startswith("amsgrad") + ("norm" in name)
     assert step.bytes >= ideal * ARRAY, "fewer bytes than a step must move: the count is wrong"
 
 
 def test_the_maximum_is_in_a_kernel_with_a_scalar():
-    """Without one, XLA's CPU compiler takes another emitter, which passes what it reads through the stack."""
+    """Without a scalar, XLA's CPU compiler takes another emitter, which passes what it reads through the stack."""
     opcodes = [{one.opcode for one in kernel.values()} for kernel in computations(compiled("amsgrad"))]
     kernels = [kernel for kernel in opcodes if "maximum" in kernel]
     assert len(kernels) == LEAVES and all("broadcast" in kernel for kernel in kernels)
@@ -100,8 +100,8 @@ def test_a_call_that_accumulates_computes_nothing_of_adam():
     assert "add" in collecting.operations
     assert not collecting.operations & {"sqrt", "divide", "multiply"}
     assert {"sqrt", "divide"} <= stepping.operations and {"sqrt", "divide"} <= peer.operations
-    # 3 are needed, and 4 to write zero updates and add them to the parameters, as optax has it. XLA writes the zeros of
-    # one shape once, and copies them for the other leaves.
+    # Collecting needs 3 arrays; writing updates of zeros and adding them to the parameters takes 4. XLA writes the
+    # zeros of one shape once, and copies them for the other leaves.
     assert collecting.bytes <= (7 + (LEAVES - 1) / LEAVES) * ARRAY * 1.001 and collecting.copies == LEAVES - 1
     assert stepping.bytes <= 19 * ARRAY * 1.001 and stepping.copies == 0
     assert collecting.bytes < peer.bytes / 3
@@ -120,6 +120,6 @@ def test_a_gradient_of_rows_costs_one_pass_over_the_table(amsgrad: bool, arrays:
     text = jax.jit(step, donate_argnums=(0, 1)).lower(table, state, rows).compile().as_text() or ""
     size = 4 * ELEMENTS * 8
     whole = [kernel for kernel in work(text).kernels if kernel > size / 2]
-    # Two look-ups and two scatters touch 16 rows alone, but are counted as if they went over the table.
+    # Two look-ups and two scatters touch only 16 rows, but are counted as if they went over the whole table.
     assert sum(whole) <= (arrays + 2 + 2 * 2) * size * 1.001
     assert (ELEMENTS, 8) not in shapes(text, "copy")

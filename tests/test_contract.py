@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optax_kadam as ok
 
+from .sparing import quick_jit
+
 PARTS = {
     "scale_by_kadam": lambda: ok.scale_by_kadam(),
     "scale_by_kadam amsgrad": lambda: ok.scale_by_kadam(0.8, 0.9, 1e-3, amsgrad=True, mu_dtype="bfloat16"),
@@ -45,7 +47,7 @@ OPTIMIZERS = {
 }
 ALL = PARTS | OPTIMIZERS
 
-# The scope keeps the tests of one transformation together, so that a process compiles its step once: see `jitted`.
+# The scope keeps the tests of one transformation together, so that a process compiles its step only once (`jitted`).
 every = pytest.mark.parametrize("make", ALL.values(), ids=ALL, scope="module")
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS, scope="module")
 
@@ -74,7 +76,7 @@ def step_of(tx):
 
 @functools.cache
 def jitted(make):
-    return jax.jit(step_of(make()))
+    return quick_jit(step_of(make()))
 
 
 @every
@@ -91,7 +93,7 @@ def test_update_keeps_the_state_as_it_was(make):
 @every
 def test_second_call_does_not_recompile(make):
     step, (params, gradients) = jitted(make), trees()
-    state = jax.jit(make().init)(params)
+    state = quick_jit(make().init)(params)
     for _ in range(3):
         params, state = step(gradients, state, params)
     assert step._cache_size() == 1
@@ -100,7 +102,7 @@ def test_second_call_does_not_recompile(make):
 @every
 def test_state_never_aliases_the_parameters(make):
     tx, (params, _) = make(), trees()
-    for state in (tx.init(params), jax.jit(tx.init)(params)):
+    for state in (tx.init(params), quick_jit(tx.init)(params)):
         buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state)) if leaf.size]
         assert len(set(buffers)) == len(buffers)
 
@@ -120,7 +122,8 @@ def test_scan_is_the_loop(make):
     step, looped = jitted(make), (params, state)
     for _ in range(3):
         looped = step(gradients, looped[1], looped[0])
-    scanned, _ = jax.lax.scan(lambda c, _: (step_of(tx)(gradients, c[1], c[0]), None), (params, state), length=3)
+    body = lambda carry, _: (step_of(tx)(gradients, carry[1], carry[0]), None)  # noqa: E731
+    scanned, _ = quick_jit(lambda start: jax.lax.scan(body, start, length=3))((params, state))
     chex.assert_trees_all_close(scanned, looped, rtol=3e-6)
 
 
@@ -129,7 +132,7 @@ def test_vmap_is_the_loop(make):
     tx, (params, gradients) = make(), trees()
     pair = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (params, gradients))
     state = jax.vmap(tx.init)(pair[0])
-    stepped, _ = jax.jit(jax.vmap(step_of(tx)))(pair[1], state, pair[0])
+    stepped, _ = quick_jit(jax.vmap(step_of(tx)))(pair[1], state, pair[0])
     for i in range(2):
         p, g = jax.tree.map(lambda x: x[i], pair)  # noqa: B023
         alone, _ = jitted(make)(g, tx.init(p), p)
@@ -142,8 +145,8 @@ def test_sharding_is_kept(make):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     rows = lambda x: NamedSharding(mesh, PartitionSpec("data") if x.ndim == 2 else PartitionSpec())  # noqa: E731
     params, gradients = (jax.tree.map(lambda x: jax.device_put(x, rows(x)), t) for t in (params, gradients))
-    state = jax.jit(tx.init)(params)
-    new_params, new_state = jax.jit(step_of(tx))(gradients, state, params)
+    state = quick_jit(tx.init)(params)
+    new_params, new_state = quick_jit(step_of(tx))(gradients, state, params)
     for leaf in jax.tree.leaves(new_params) + jax.tree.leaves(new_state):
         assert leaf.sharding.is_equivalent_to(rows(leaf), leaf.ndim)
 
@@ -187,9 +190,9 @@ def test_mixed_dtypes_and_x64(make):
     with jax.enable_x64(True):
         tx, (params, gradients) = make(), trees()
         params["scale"], gradients["scale"] = params["scale"].astype("float64"), gradients["scale"].astype("float64")
-        params["dense"]["bias"] = params["dense"]["bias"].astype("bfloat16")  # Its gradient stays float32.
+        params["dense"]["bias"] = params["dense"]["bias"].astype("bfloat16")  # The gradient of the bias stays float32.
         state = tx.init(params)
-        updates, new = jax.jit(tx.update)(gradients, state, params)
+        updates, new = quick_jit(tx.update)(gradients, state, params)
         assert typed(new) == typed(state)
         assert typed(updates) == typed(params)
 
@@ -207,15 +210,16 @@ def test_fits_into_optax(make):
         "apply_if_finite": optax.apply_if_finite(make(), 3),
     }
 
-    @jax.jit  # One program: XLA compiles what the wrapped ones have in common once.
+    @quick_jit  # In one program, XLA compiles only once what the wrapped transformations have in common.
     def first_steps(gradients, params):
         return {name: step_of(tx)(gradients, tx.init(params), params) for name, tx in wrapped.items()}
 
-    with jax.numpy_dtype_promotion("standard"):  # MultiSteps and apply_if_finite do not run under the strict one.
+    with jax.numpy_dtype_promotion("standard"):  # MultiSteps and apply_if_finite do not run under strict promotion.
         for name, (stepped, state) in first_steps(gradients, params).items():
             jax.eval_shape(step_of(wrapped[name]), gradients, state, stepped)
             if name != "partition" or make is not OPTIMIZERS["kadam global_clipnorm"]:
-                # A norm is that of each part. In one program XLA contracts other multiply-adds: 1.3e-6 measured.
+                # In a partition each part has a norm of its own. In one program XLA contracts other multiply-adds than
+                # in one for each: 1.3e-6 was measured.
                 close = {"partition": 2e-2}.get(name, 2e-6)
                 chex.assert_trees_all_close(stepped, alone, rtol=close, custom_message=name)
 
@@ -224,7 +228,7 @@ def test_inject_hyperparams_moves_every_number():
     params, gradients = trees()
     tx = optax.inject_hyperparams(ok.kadam)(learning_rate=0.01, weight_decay=0.1, clipnorm=1.0)
     state = tx.init(params)
-    step = jax.jit(step_of(tx))
+    step = quick_jit(step_of(tx))
     first, _ = step(gradients, state, params)
     expected, _ = step_of(ok.kadam(0.01, weight_decay=0.1, clipnorm=1.0))(
         gradients, ok.kadam(0.01, weight_decay=0.1, clipnorm=1.0).init(params), params
@@ -252,6 +256,6 @@ def test_inject_hyperparams_takes_every_generation(arguments):
     static = ("gradient_accumulation_steps", "ema_overwrite_frequency")
     tx = optax.inject_hyperparams(ok.kadam, static_args=static)(0.01, **arguments)
     state, alone = tx.init(params), ok.kadam(0.01, **arguments)
-    stepped, _ = jax.jit(step_of(tx))(gradients, state, params)
-    expected, _ = jax.jit(step_of(alone))(gradients, alone.init(params), params)
+    stepped, _ = quick_jit(step_of(tx))(gradients, state, params)
+    expected, _ = quick_jit(step_of(alone))(gradients, alone.init(params), params)
     chex.assert_trees_all_close(stepped, expected, rtol=1e-5)

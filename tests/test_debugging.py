@@ -12,6 +12,8 @@ from jax.experimental import checkify
 
 import optax_kadam as ok
 
+from .sparing import quick_jit
+
 OPTIMIZERS = {
     "kadam": lambda: ok.kadam(0.1, beta_1=lambda step: jnp.where(step < 1, 0.9, 0.5)),
     "kadamw amsgrad": lambda: ok.kadamw(0.1, amsgrad=True, weight_decay_mask={"table": True, "bias": False}),
@@ -58,8 +60,8 @@ def watched(function, jit):
     Op by op, `debug_nans` and `debug_infs` look at every operation; jitted, at what comes out. There `checkify` looks
     at every operation, for a NaN or a division by zero.
     """
-    checked = jax.jit(checkify.checkify(function, errors=checkify.float_checks))
-    alone = jax.jit(function) if jit else function
+    checked = quick_jit(checkify.checkify(function, errors=checkify.float_checks))
+    alone = quick_jit(function) if jit else function
 
     def call(*arguments):
         with debugging():
@@ -79,7 +81,7 @@ def watched(function, jit):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step(optimizer, jit):
     tx, gradients, params = OPTIMIZERS[optimizer](), (ZERO, DENSE, ZERO), PARAMS
-    if optimizer.startswith("rows"):  # One row twice, and padding.
+    if optimizer.startswith("rows"):  # The indices name one row twice, and padding.
         indices = jnp.array([1, 3, 1, -1])
         gradients = [g | {"table": ok.RowUpdates(indices, g["table"])} for g in gradients]
     state, update = watched(tx.init, jit)(params), watched(tx.update, jit)

@@ -1,7 +1,7 @@
-"""What XLA makes of a step for an H100, compiled ahead of time on a machine that has none.
+"""XLA makes one kernel for a leaf of a step on an H100, and one for its norm; it compiles on a machine without a GPU.
 
-`pytest -m gpu` runs these tests, with the extra gpu-check; `python -m tests.test_gpu` prints what they count. The
-compiler is told of a GPU what decides how it fuses, in the form of XLA's `GpuTargetConfigProto`.
+`pytest -m gpu` runs these tests, with the extra gpu-check; `python -m tests.test_gpu` prints what they count. XLA's
+`GpuTargetConfigProto` tells the compiler what it needs to know of the GPU.
 """
 
 import functools
@@ -34,8 +34,9 @@ gpu_device_info {
 platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3" dnn_version_info { major: 9 minor: 10 }
 """
 LEAVES, ELEMENTS = 3, 2**22
-ARRAY = 4 * ELEMENTS * LEAVES  # The bytes of all leaves.
-# How many kernels go over each leaf, and how many arrays they read and write: the least, but for accumulation.
+ARRAY = 4 * ELEMENTS * LEAVES  # Bytes: an array as large as all leaves together.
+# The step, the kernels that go over each leaf, and the arrays of its size that they read and write. Both are the least
+# that the algorithm needs, but those of accumulation.
 STEPS = {
     "adam": (lambda: ok.kadam(), 1, 7),
     "amsgrad": (lambda: ok.kadam(amsgrad=True), 1, 9),
@@ -44,7 +45,7 @@ STEPS = {
     "clipvalue": (lambda: ok.kadam(clipvalue=1.0), 1, 7),
     "clipnorm": (lambda: ok.kadam(clipnorm=1.0), 2, 8),
     "global_clipnorm": (lambda: ok.kadam(global_clipnorm=1.0), 2, 8),
-    # XLA makes selections of the two branches, at every call: 3 of these arrays are needed to collect.
+    # XLA evaluates both branches at every call, and selects; collecting alone needs 3 arrays.
     "accumulation": (lambda: ok.kadam(gradient_accumulation_steps=8), 1, 9),
 }
 PEERS = {
@@ -61,7 +62,7 @@ def device():
         raise ModuleNotFoundError(
             "jax_cuda13_plugin must be installed. Received: none. Run `pip install -e '.[gpu-check]'`."
         )
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # There is no driver to be asked.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # JAX would ask the driver, and there is none.
     return topologies.get_topology_desc("h100", platform="cuda", target_config=H100, topology="1x1x1").devices[0]
 
 
@@ -81,7 +82,7 @@ def compiled(tx: optax.GradientTransformation) -> Work:
 
 
 def over_leaves(done: Work) -> int:
-    """The kernels that go over a whole leaf: not those that finish a norm."""
+    """Count the kernels that go over a whole leaf; those that finish a norm do not."""
     return sum(kernel >= 4 * ELEMENTS for kernel in done.kernels)
 
 
@@ -90,7 +91,7 @@ def test_a_step_has_one_kernel_for_a_leaf_and_one_for_its_norm(name: str):
     make, kernels, arrays = STEPS[name]
     step = compiled(make())
     assert over_leaves(step) == kernels * LEAVES
-    assert arrays * ARRAY <= step.bytes <= arrays * ARRAY * 1.001  # And some scalars.
+    assert arrays * ARRAY <= step.bytes <= arrays * ARRAY * 1.001  # Scalars are moved too.
     assert step.copies == 0
 
 

@@ -1,4 +1,4 @@
-"""Gradients of a few rows: the dense result, at no dense gradient's cost; and TensorFlow's own sparse runs."""
+"""Gradients of a few rows give the dense result without a dense gradient, and meet TensorFlow's runs on rows."""
 
 import re
 
@@ -31,13 +31,13 @@ KWARGS = {
 
 
 def gradients(rng):
-    """Rows with duplicates and padding of both kinds, and the dense gradient that they stand for."""
+    """Return rows with duplicates and padding of both kinds, and the dense gradient that they stand for."""
     indices = rng.integers(-3, ROWS + 3, size=(4, 3))
     values = rng.normal(size=(4, 3, *ROW)).astype(np.float32)
     dense = np.zeros((ROWS, *ROW), np.float32)
     inside = (indices >= 0) & (indices < ROWS)
     np.add.at(dense, indices[inside], values[inside])
-    values[~inside] = np.nan  # Padding is not even looked at.
+    values[~inside] = np.nan  # A result would be NaN if it looked at the padding.
     return ok.RowUpdates(jnp.asarray(indices), jnp.asarray(values)), jnp.asarray(dense)
 
 
@@ -56,7 +56,7 @@ def run(tx, params, trees, jit):
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", KWARGS)
 def test_rows_give_the_dense_result(name, jit):
-    """0 ULP; a norm of the rows sums in another order than one of the table."""
+    """The distance is 0 ULP, but with a norm, which sums the rows in another order than the table."""
     rng = np.random.default_rng(0)
     params = {"table": jnp.asarray(rng.normal(size=(ROWS, *ROW)), jnp.float32), "bias": jnp.ones(3)}
     rows, dense = [], []
@@ -75,7 +75,7 @@ def test_rows_give_the_dense_result(name, jit):
     assert furthest <= (4e-7 if "norm" in name else 0.0)
 
 
-def test_bcoo_loss_scale_and_parts():
+def test_a_bcoo_gradient_is_taken_by_every_part():
     rng = np.random.default_rng(1)
     rows, dense = gradients(rng)
     inside = np.asarray((rows.indices >= 0) & (rows.indices < ROWS))
@@ -94,7 +94,7 @@ def test_bcoo_loss_scale_and_parts():
 @pytest.mark.compiler
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_no_dense_gradient_is_made(amsgrad):
-    """Nothing is added up into a table, and no array of its shape is read but its own and those of its moments."""
+    """The rows are never added up into an array of the table's shape: only the moments are scattered into."""
     table = jnp.zeros((1000, 8))
     gradient = ok.RowUpdates(jnp.arange(16), jnp.ones((16, 8)))
     tx = ok.kadam(amsgrad=amsgrad, global_clipnorm=1.0)
@@ -115,8 +115,8 @@ def test_no_dense_gradient_is_made(amsgrad):
 @pytest.mark.parametrize(
     "case_id", ["sparse_dup", "sparse_nodup", "sparse_dup_clipvalue", "sparse_dup_global_clipnorm"]
 )
-def test_recorded_sparse_runs(case_id, runner, steps):
-    """TensorFlow clips the rows before it adds them up; its formula for rows rounds otherwise than the dense one."""
+def test_recorded_runs_of_rows_are_met_within_their_bounds(case_id, runner, steps):
+    """TensorFlow clips rows before it adds them up, and its formula for rows rounds otherwise than the dense one."""
     case, recorded = CASES[case_id], golden(case_id)
     tx = build(case, runner.split("-")[0])
     params = [jnp.asarray(p) for p in split(INPUTS["init"])]
@@ -135,7 +135,7 @@ def test_recorded_sparse_runs(case_id, runner, steps):
 BOUNDS = {"tfk-eager": 1e-6, "legacy-eager": 1e-6}
 
 
-def test_an_embedding_of_flax_in_three_lines():
+def test_an_embedding_of_flax_trains_in_three_lines():
     model = nnx.Embed(ROWS, 5, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, ok.kadam(0.1), wrt=nnx.Param)
     ids = jnp.array([[1, 2], [2, 16]])
@@ -191,7 +191,7 @@ def update(gradient, params=0):
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_messages(message):
+def test_bad_rows_are_refused(message):
     error, call = BAD[message]
     with pytest.raises(error, match=message):
         call()

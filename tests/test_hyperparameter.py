@@ -1,4 +1,4 @@
-"""Hyperparameters that move: in the state, by a schedule, by a callable, traced."""
+"""Hyperparameters may move: by a schedule, by a callable, as traced arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ GRADIENT = jnp.array([0.3, -0.1, 2.0])
 
 
 def run(tx, steps, jit=True, each=lambda state, i: state):
-    """The parameters after some steps, the rates that were used, and how often the step was traced."""
+    """Return the parameters after some steps, the rates that were used, and how often the step was traced."""
     traces, rates = [], []
 
     def step(state, params):
@@ -55,7 +55,7 @@ def test_a_default_argument_does_not_make_a_schedule():
     assert run(ok.kadam(lambda *step: jnp.float32(0.5) + step[0].astype("float32")), 2)[1] == [0.5, 1.5]
 
 
-def test_a_traced_rate_and_traced_betas():
+def test_the_rate_and_the_betas_may_be_traced():
     @jax.jit
     def after(rate, beta_1, beta_2):
         tx = ok.kadam(rate, beta_1, beta_2)
@@ -67,7 +67,7 @@ def test_a_traced_rate_and_traced_betas():
 
 
 @pytest.mark.parametrize("name", ["beta_1", "beta_2"])
-def test_moving_betas(name):
+def test_the_betas_may_move(name):
     start = {"beta_1": 0.9, "beta_2": 0.999}[name]
     values = [start, 0.5, 0.7]
     by_schedule, _, _ = run(ok.kadam(0.1, **{name: lambda step: jnp.asarray(values, jnp.float32)[step]}), 3)

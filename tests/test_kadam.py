@@ -1,4 +1,4 @@
-"""What the assembled optimizer does as a whole: in Flax, donated, accumulated, averaged, scaled."""
+"""The assembled optimizer as a whole: it trains models of Flax, donates every buffer, clips in the right order."""
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ def usual_promotion():
         yield
 
 
-def test_flax_nnx(usual_promotion):
+def test_a_model_of_flax_nnx_trains(usual_promotion):
     model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, ok.kadam(0.05, **ARGUMENTS), wrt=nnx.Param)
 
@@ -39,7 +39,7 @@ def test_flax_nnx(usual_promotion):
     assert 0 < jnp.mean((X @ average["kernel"] + average["bias"] - Y) ** 2) < 0.3 * losses[0]
 
 
-def test_flax_linen(usual_promotion):
+def test_a_model_of_flax_linen_trains(usual_promotion):
     model = nn.Dense(1)
     state = TrainState.create(
         apply_fn=model.apply, params=model.init(jax.random.key(0), X)["params"], tx=ok.kadam(0.05, **ARGUMENTS)

@@ -22,7 +22,7 @@ SUFFIXES |= {"average": "_average", "accumulator": "_gradient_accumulator"}
 
 
 def run_keras(arguments, params, gradients, jit, optimizer="Adam"):
-    """Keras's parameters and slots after the gradients: `apply` op by op, or `stateless_apply` as `fit` jits it."""
+    """Return Keras's parameters and slots after all gradients: from `apply`, or from what `fit` jits."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Gradients do not exist")
         optimizer = getattr(keras.optimizers, optimizer)(**arguments)
@@ -46,7 +46,7 @@ def run_keras(arguments, params, gradients, jit, optimizer="Adam"):
 
 
 def run_ours(tx, params, gradients, jit):
-    """Our parameters and slots, and how far each parameter went in all."""
+    """Return our parameters and slots after all gradients, and the length of the way that each parameter went."""
     params = [jnp.array(p) for p in params]
     state, way = tx.init(params), [np.zeros(p.shape) for p in params]
 
@@ -98,7 +98,7 @@ def problems(draw, steps):
         [jnp.asarray(scale * 10 ** random.uniform(-2, 1) * random.normal(size=shape), jnp.float32) for shape in of]
         for _ in range(steps)
     ]
-    if len(of) > 1 and draw(st.booleans()):  # The first parameter has no gradient now and then.
+    if len(of) > 1 and draw(st.booleans()):  # Now and then the first parameter has no gradient.
         period = draw(st.integers(2, 5))
         gradients = [[None, *g[1:]] if i % period == 0 else g for i, g in enumerate(gradients)]
     return params, gradients
@@ -130,28 +130,28 @@ relaxed = functools.partial(
 )
 
 
-# Eager Keras compiles its accumulation anew at every step: a window is drawn less often there.
+# Eager Keras compiles its accumulation anew at every step, so accumulation is drawn less often for it.
 @relaxed(max_examples=5)
 @given(configurations([None, None, None, 3]), problems(8))
-def test_eager(arguments, problem):
+def test_eager_keras_gives_the_same_bits(arguments, problem):
     compare(arguments, *problem, jit=False)
 
 
 @relaxed(max_examples=8)
 @given(configurations([None, 2, 3, 7]), problems(30))
-def test_jitted(arguments, problem):
+def test_jitted_keras_gives_the_same_bits(arguments, problem):
     compare(arguments, *problem, jit=True)
 
 
 @pytest.mark.slow
 @relaxed(max_examples=8)
 @given(configurations([None, None, None, 3]), problems(30))
-def test_more_that_is_eager(arguments, problem):
+def test_longer_runs_of_eager_keras_give_the_same_bits(arguments, problem):
     compare(arguments, *problem, jit=False)
 
 
 @pytest.mark.slow
 @relaxed(max_examples=20)
 @given(configurations([None, 2, 3, 7]), problems(30))
-def test_more_that_is_jitted(arguments, problem):
+def test_more_runs_of_jitted_keras_give_the_same_bits(arguments, problem):
     compare(arguments, *problem, jit=True)

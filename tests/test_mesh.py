@@ -1,4 +1,4 @@
-"""The names of mesh axes: where a sum goes over them, and which are refused."""
+"""The names of mesh axes: a sum goes over those that are named, and bad names are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from .pods.meshes import P, furthest, mesh_of, tree
 
 
 @pytest.mark.parametrize("make", [ok.clip_by_norm, ok.clip_by_global_norm])
-def test_axes_of_vmap(make):
+def test_a_norm_goes_over_an_axis_of_vmap(make):
     """The norm over the axis of a batch is that of the whole batch, as if it were one array."""
     gradients = jnp.asarray(tree(0)["in"])
     tx = make(0.5, axis_name="batch")
@@ -29,7 +29,7 @@ CLIPS = {
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_messages(name):
+def test_bad_axis_names_are_refused(name):
     make = CLIPS[name]
 
     def update(g):

@@ -1,4 +1,4 @@
-"""Every public error: what must hold, what was received, the remedy."""
+"""Every bad argument of `kadam` is refused: the message says what must hold, what was received, and the remedy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,13 +94,13 @@ TYPES = [
 
 
 @pytest.mark.parametrize(("make", "match"), VALUES)
-def test_value_errors(make, match):
+def test_a_value_out_of_range_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 
 
 @pytest.mark.parametrize(("make", "match"), TYPES)
-def test_type_errors(make, match):
+def test_a_value_of_another_kind_is_refused(make, match):
     with pytest.raises(TypeError, match=match):
         make()
 

@@ -12,12 +12,14 @@ from flax import nnx
 
 import optax_kadam as ok
 
+from .sparing import quick_jit
+
 random = np.random.default_rng(0)
 PARAMS, GRADIENTS = ({"w": jnp.asarray(random.normal(size=(2, 3)), jnp.float32), "b": jnp.ones(3)} for _ in range(2))
 
 
 def step_of(tx):
-    return jax.jit(lambda state, params: tx.update(GRADIENTS, state, params))
+    return quick_jit(lambda state, params: tx.update(GRADIENTS, state, params))
 
 
 def is_matrix(tree):

@@ -10,8 +10,8 @@ import pytest
 from .golden.record import record
 from .helpers import CASES, INPUTS, MANIFEST, SLOTS, build, flatten, golden, replay, share, split, ulp
 
-# Where 0 ULP cannot be reached: (case, runner), the largest distance measured, as a share of the movement of the
-# parameters and of the largest entry of a moment, and the reason. All else is equal to the bit.
+# Where 0 ULP cannot be reached: the case, the runner, the largest distances that were measured, and the reason. The
+# first is that of parameters, as a share of their movement, the second that of a slot, as a share of its largest entry.
 BOUNDS = [
     ("*clipnorm_zerograds", "*", 0.0, 0.0, "no norm to sum"),
     ("*clipnorm*", "tfk-eager", 2.4e-6, 3e-7, "TensorFlow sums the squares of a norm in another order"),
@@ -21,7 +21,7 @@ BOUNDS = [
     ("*", "*", 0.0, 0.0, "equal to the bit"),
 ]
 
-# TensorFlow clips these before it adds up the rows of a table, which a dense gradient does not show: see test_rows.py.
+# TensorFlow clips the rows of a table before it adds them up. A dense gradient cannot show it; test_gradients.py does.
 ROWS_ONLY = {"sparse_dup_clipvalue", "sparse_dup_global_clipnorm"}
 
 RUNS = [
@@ -49,8 +49,8 @@ def compare(case, runner, steps):
     case_id, recorded = case["id"], golden(case["id"])
     jit = runner.endswith("jit")
     if jit and ("clipnorm" in case_id or jax.__version__ != MANIFEST["versions"]["jax"]):
-        # Another compiler contracts other multiply-adds, another processor sums a norm in another order, in Keras too:
-        # ask the Keras that runs here.
+        # Another compiler contracts other multiply-adds, and another processor sums a norm in another order, in Keras
+        # too. So the run is recorded anew, with the Keras that is installed.
         with jax.numpy_dtype_promotion("standard"):
             recorded = record(case, runner, INPUTS)
     of_params, of_moments = next(
@@ -79,7 +79,7 @@ def compare(case, runner, steps):
 
 
 def keras_schedule(case, jit):
-    """Keras's own schedule for the jitted runs, where its divisions are off (see test_schedules.py); else ours."""
+    """Return Keras's own schedule for a jitted run, where its divisions are off (see test_schedules.py), or None."""
     learning_rate = case["full_kwargs"].get("k3", {}).get("learning_rate")
     if not jit or not isinstance(learning_rate, dict):
         return None
@@ -115,7 +115,7 @@ def assert_equal(found, expected, what):
 )
 def test_optax_fails_the_same_comparison(case_id, tx, runner):
     case, recorded = CASES[case_id], golden(case_id)
-    with jax.numpy_dtype_promotion("standard"):  # optax.adam does not run under the strict one.
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam does not run under strict promotion.
         *_, (_, params, _) = replay(case, tx, jit=runner.endswith("jit"))
     movement = np.abs(recorded[f"{runner}/p"] - flatten(split(INPUTS["init"]))).max()
     assert share(flatten(params), recorded[f"{runner}/p"][-1], movement) > 0.01

@@ -1,4 +1,4 @@
-"""bfloat16 and float16 parameters: where Keras's scalars are wrong, ours are float32."""
+"""bfloat16 and float16 parameters: Keras rounds the scalars of a step to their dtype, here they are float32."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ LOW = [case["id"] for case in CASES.values() if case["dtype"] in ("float16", "bf
 @pytest.mark.parametrize("steps", [10, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case_id", LOW)
 def test_moments_are_those_of_float32(case_id, steps):
-    """Kept in float32, the moments of a low-precision run are those of the float32 run on the same gradients.
+    """Moments that are kept in float32 are those of the float32 run on the same gradients.
 
-    Op by op: a compiler may contract other multiply-adds where there is a conversion between.
+    The runs are op by op, as a compiler may contract other multiply-adds where a conversion stands between them.
     """
     case = CASES[case_id]
     generation, arguments = next(iter(case["full_kwargs"].items()))
@@ -30,7 +30,7 @@ def test_moments_are_those_of_float32(case_id, steps):
     state = tx.init(params)
     for step in range(1, min(steps, case["n_steps"]) + 1):
         _, state = tx.update([g.astype("float32") for g in gradients(case, step)], state, params)
-    # A clipped gradient is in the dtype of the gradient; all else is float32.
+    # A clipped gradient is rounded to the gradient's own dtype; all else is float32.
     clipped = any(arguments.get(name) for name in ("clipnorm", "global_clipnorm"))
     for name in ("mu", "nu"):
         found, expected = flatten(optax.tree.get(low, name)), flatten(optax.tree.get(state, name))

@@ -16,6 +16,7 @@ from flax import nnx
 import optax_kadam as ok
 
 from .helpers import keras_rules
+from .sparing import quick_jit
 
 random = np.random.default_rng(0)
 PARAMS, GRADIENTS = ({"w": jnp.asarray(random.normal(size=(4, 3)), jnp.float32), "b": jnp.ones(3)} for _ in range(2))
@@ -23,7 +24,7 @@ jit = pytest.mark.parametrize("jit", [False, True])
 
 
 def updated(tx, gradients, state, params=PARAMS, jit=False):
-    return (jax.jit(tx.update) if jit else tx.update)(gradients, state, params)
+    return (quick_jit(tx.update) if jit else tx.update)(gradients, state, params)
 
 
 # --- A state of another configuration.
@@ -111,7 +112,7 @@ WRAPPED = {
 def test_a_state_of_its_own_passes_wherever_it_has_been(kept, wrapper):
     tx = WRAPPED[wrapper](KEPT[kept]())
     with jax.numpy_dtype_promotion("standard"):  # MultiSteps and apply_if_finite do not run under the strict one.
-        step = jax.jit(tx.update, donate_argnums=1)
+        step = quick_jit(tx.update, donate_argnums=1)
         _, state = tx.update(GRADIENTS, tx.init(PARAMS), PARAMS)
         _, state = step(GRADIENTS, restored(state), PARAMS)
         updates, state = step(GRADIENTS, state, PARAMS)

@@ -1,4 +1,4 @@
-"""The six schedules against the recorded grid and the live Keras, eager and jitted: one answer."""
+"""The six schedules give one answer, op by op and jitted: that of the recorded grid and of the live Keras."""
 
 import json
 
@@ -9,7 +9,8 @@ import pytest
 
 import optax_kadam as ok
 
-from .helpers import GOLDEN, golden, mostly_slow, ulp
+from .helpers import GOLDEN, golden, ulp
+from .sparing import mostly_slow
 
 GRID = json.loads((GOLDEN / "schedules.json").read_text())["k3j"]
 RECORDED = golden("schedules")
@@ -30,7 +31,8 @@ def test_recorded_grid(entry, jit):
     assert ulp(found, RECORDED[f"k3j/{entry['id']}"].astype(np.float32)) == 0
 
 
-# What divides by a constant, over periods where the compiled Keras goes wrong: 41, 47, 55, 61 and multiples of 7, 30.
+# The schedules that divide by a constant. The compiled Keras is wrong over periods of 41, 47, 55, 61 and multiples of 7
+# and 30 steps.
 DIVIDING = [
     ("ExponentialDecay", {"decay_rate": 0.5, "staircase": True}),
     ("InverseTimeDecay", {"decay_rate": 0.7}),
@@ -98,7 +100,7 @@ def test_the_names_are_keras_s():
         (lambda s: s.ExponentialDecay(float("nan"), 1, 0.9), "`initial_learning_rate` must be a finite number"),
     ],
 )
-def test_bad_arguments(make, match):
+def test_bad_arguments_are_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make(ok.schedules)
 

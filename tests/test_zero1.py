@@ -1,4 +1,4 @@
-"""ZeRO-1: moments divided over the data axis, parameters whole; the same bits for an eighth of the memory."""
+"""ZeRO-1 divides the moments over the data axis and leaves the parameters whole: the same bits, less memory."""
 
 import itertools
 
@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 import optax_kadam as ok
 from benchmarks._hlo import collectives
 
-from .helpers import mostly_slow
 from .pods.meshes import P, furthest, mesh_of, shardings_of, train, tree
+from .sparing import mostly_slow, quick_jit
 
 KEPT = {"in": True, "out": True, "bias": False}
 TRANSFORMATIONS = {
@@ -46,7 +46,7 @@ def trees():
         lambda name, axis_type: axis_type is AxisType.Auto or name == "average",
     ),
 )
-def test_an_eighth_of_the_memory_and_the_same_bits(name, axis_type):
+def test_moments_take_an_eighth_of_the_memory_and_bits_are_the_same(name, axis_type):
     tx, mesh = TRANSFORMATIONS[name](), mesh_of({"data": 8}, axis_type)
     whole = NamedSharding(mesh, P())
     params, gradients = jax.device_put(trees(), whole)
@@ -65,8 +65,8 @@ def test_an_eighth_of_the_memory_and_the_same_bits(name, axis_type):
 
 
 @pytest.mark.compiler
-def test_collectives_of_a_training_step():
-    """The gradients' all-reduce, as without; and an all-gather for each parameter."""
+def test_a_training_step_gathers_each_parameter_once():
+    """The gradients are summed by one all-reduce, as without ZeRO-1; each parameter takes one all-gather."""
     mesh, tx = mesh_of({"data": 8}), ok.kadam(0.01)
     whole = NamedSharding(mesh, P())
     params = jax.device_put(trees()[0], whole)
@@ -80,13 +80,13 @@ def test_collectives_of_a_training_step():
         return optax.apply_updates(params, updates), state
 
     for shardings, expected in ((whole, {}), (ok.zero1_shardings(tx, params, mesh), {"all-gather": 3})):
-        state = jax.jit(tx.init, out_shardings=shardings)(params)
+        state = quick_jit(tx.init, out_shardings=shardings)(params)
         compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=(whole, shardings)).lower(params, state, x, y)
         assert collectives(compiled.compile().as_text()) == {"all-reduce": 1} | expected
 
 
-def test_parameters_that_are_divided_already():
-    """Their own division is kept, and a dimension beside it taken; the mesh may be abstract, and so may they."""
+def test_a_division_of_the_parameters_is_kept():
+    """Moments are divided as their parameters, and along one more dimension; mesh and parameters may be abstract."""
     mesh = AbstractMesh((4, 2), ("data", "model"))
     specs = {"in": P(None, "model"), "out": P("model"), "bias": P(("model", "data")), "scale": P()}
     shardings = shardings_of(mesh, specs)
@@ -98,16 +98,16 @@ def test_parameters_that_are_divided_already():
     assert optax.tree.get(ok.zero1_shardings(ok.kadam(), elsewhere, mesh), "mu").spec == P("data", None)
 
 
-def test_flax_models():
+def test_models_of_flax_are_divided():
     mesh = mesh_of({"data": 8})
     params = nnx.state(nnx.Linear(16, 8, rngs=nnx.Rngs(0)), nnx.Param)
     for of_model in (params, nnx.to_pure_dict(params)):
         shardings = ok.zero1_shardings(ok.kadam(), of_model, mesh)
-        state = jax.jit(ok.kadam().init, out_shardings=shardings)(of_model)
+        state = quick_jit(ok.kadam().init, out_shardings=shardings)(of_model)
         assert all(leaf.sharding.spec[:1] == (("data",) if leaf.ndim else ()) for leaf in jax.tree.leaves(state))
 
 
-def test_messages():
+def test_bad_arguments_are_refused():
     tx, params, mesh = ok.kadam(), {"dense": {"kernel": jnp.ones((3, 6)), "bias": jnp.ones(8)}}, mesh_of({"data": 8})
     with pytest.raises(ValueError, match="must be an axis of the mesh, which has 'data'. Received: axis_name='batch'."):
         ok.zero1_shardings(tx, params, mesh, "batch")

@@ -14,7 +14,7 @@ from optax_kadam.config._config import OptimizerConfig, from_config, parse, to_c
 from ..helpers import GOLDEN, ulp
 
 keras = pytest.importorskip("keras")
-# NumPy's complaint about what Keras's variables say of themselves.
+# NumPy warns of the `__array__` of Keras's variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 
 SAMPLES = sorted((GOLDEN / "files").glob("*/*.optconfig.json"))
@@ -71,7 +71,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: f"{path.parent.name}-{path.name.split('.')[0]}")
-def test_samples(sample):
+def test_every_recorded_config_is_read_as_it_was_meant(sample):
     generation = {"k3j": "keras3", "k3t": "keras3", "tfk": "tf_keras", "legacy": "legacy"}[sample.parent.name]
     forms = json.loads(sample.read_text())
     expected = {k: v for k, v in forms["get_config"].items() if k not in ("jit_compile", "is_legacy_optimizer")}
@@ -92,7 +92,7 @@ def test_samples(sample):
         {"clipvalue": 0.01, "use_ema": True, "ema_momentum": 0.5},
     ],
 )
-def test_keras_to_ours_and_back(arguments):
+def test_a_config_goes_from_keras_to_ours_and_back(arguments):
     optimizer = keras.optimizers.Adam(**arguments)
     config = keras.optimizers.serialize(optimizer)
     expected = run_keras(optimizer)
@@ -114,7 +114,7 @@ def test_keras_to_ours_and_back(arguments):
         ("CosineDecayRestarts", (0.1, 2, 1.0, 0.5)),
     ],
 )
-def test_schedules(name, arguments):
+def test_a_schedule_goes_from_keras_to_ours_and_back(name, arguments):
     schedule = getattr(keras.optimizers.schedules, name)(*arguments)
     config = keras.optimizers.Adam(schedule, name="adam").get_config()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -137,14 +137,14 @@ def test_a_lambda_is_told_and_replaced():
     assert_same(run(from_config(config, learning_rate=0.1)), run(ok.kadam(0.1, clipnorm=1.0)))
 
 
-def test_adamw_and_its_mask():
+def test_adamw_takes_a_mask_and_has_a_decay_of_its_own():
     config, mask = keras.optimizers.serialize(keras.optimizers.AdamW(0.1)), [True, False, False]
     assert_same(run(from_config(config, weight_decay_mask=mask)), run(ok.kadamw(0.1, weight_decay_mask=mask)))
     assert parse(older({}, "AdamW")).arguments["weight_decay"] == 0.004
     assert keras.optimizers.deserialize(to_config(weight_decay=0.004)).weight_decay == 0.004
 
 
-def test_loss_scale_of_keras3():
+def test_a_loss_scale_of_keras3_is_read():
     gradients = [GRADIENTS[0], [jnp.full_like(g, jnp.inf) for g in GRADIENTS[1]], *GRADIENTS[2:]]
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1), 7.0, 2)
     config = keras.optimizers.serialize(optimizer)
@@ -166,7 +166,7 @@ RECORDED = [  # A config, its generation, the arguments of `kadam` that it means
     (older(TF_KERAS | {"weight_decay": 0.1}, "Custom>AdamW"), "tf_keras", {"weight_decay": 0.1}, None),
     (TF_KERAS | {"adaptive_epsilon": True, "lr": 5.0}, "tf_keras", {"adaptive_epsilon": True}, None),
     (serialized(TF_KERAS | {"learning_rate": SCHEDULE}), "tf_keras", RATE, None),
-    ({"jit_compile": True}, "tf_keras", {}, None),  # Keys were fewer in 2.9 and 2.10.
+    ({"jit_compile": True}, "tf_keras", {}, None),  # TensorFlow 2.9 and 2.10 wrote fewer keys.
     (serialized({}, module="keras.src.optimizers.legacy.adam"), "legacy", {}, None),
     (older(LEGACY | {"decay": 0.1}), "legacy", {"decay": 0.1}, None),
     (LEGACY | CLIPS | {"is_legacy_optimizer": True}, "legacy", CLIPS, None),
@@ -182,17 +182,17 @@ RECORDED = [  # A config, its generation, the arguments of `kadam` that it means
 
 
 @pytest.mark.parametrize(("config", "generation", "arguments", "scale"), RECORDED)
-def test_recorded(config, generation, arguments, scale):
+def test_older_configs_mean_these_arguments(config, generation, arguments, scale):
     parsed, expected, gradients = parse(config), ok.kadam(**arguments, generation=generation), GRADIENTS
     assert parsed.generation == generation
     assert scale == (parsed.loss_scale and (parsed.loss_scale.initial_scale, parsed.loss_scale.dynamic_growth_steps))
     if scale and scale[1]:
         expected = ok.dynamic_loss_scale(expected, *scale, generation=generation)
-    elif scale:  # tf_keras multiplies by the reciprocal.
+    elif scale:  # tf_keras multiplies gradients by the reciprocal of a fixed scale.
         gradients = [[g * (jnp.float32(1) / jnp.float32(scale[0])) for g in gs] for gs in GRADIENTS]
     assert_same(run(from_config(config)), run(expected, gradients))
 
 
-def test_which_numbers_can_be_written():
+def test_numbers_of_every_kind_are_written():
     assert to_config(clipnorm=1.0, generation="tf_keras") == to_config(clipnorm=jnp.float32(1.0))
     assert to_config(epsilon=0, name=None)["config"]["epsilon"] == 0.0

@@ -54,17 +54,17 @@ UNSAID = [
 
 
 @pytest.mark.parametrize(("config", "match"), UNREADABLE)
-def test_what_cannot_be_honoured(config, match):
+def test_what_cannot_be_honoured_is_refused(config, match):
     with pytest.raises((ValueError, TypeError), match=match):
         from_config(config)
 
 
 @pytest.mark.parametrize(("arguments", "match"), UNSAID)
-def test_what_keras_3_cannot_say(arguments, match):
+def test_what_keras_3_cannot_say_is_refused(arguments, match):
     with pytest.raises((ValueError, TypeError), match=match):
         to_config(**arguments)
 
 
-def test_a_traced_number_cannot_be_written():
+def test_a_traced_number_is_refused():
     with pytest.raises(ValueError, match=r"`learning_rate` must be .* Call `to_config` outside `jax.jit`"):
         jax.jit(lambda rate: to_config(learning_rate=rate))(0.1)

@@ -1,4 +1,4 @@
-"""The mathematics of deferred rows: nodes that give the sum of any absence, and powers of the betas."""
+"""The mathematics of deferred rows: a few nodes give the sum over any absence, and tables the powers of the betas."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +8,12 @@ from optax_kadam.embeddings import _catch_up
 
 from .test_deferred import BETAS
 
-WINDOWS = [(172, 3), (180, 5), (227, 12), (438, 10), (1888, 6), (1, 1)]  # Their steps and nodes.
+WINDOWS = [(172, 3), (180, 5), (227, 12), (438, 10), (1888, 6), (1, 1)]  # The steps and nodes for each pair of betas.
 
 
 @pytest.mark.parametrize(("betas", "window"), list(zip(BETAS, WINDOWS, strict=True)))
 def test_nodes_give_the_sum_of_any_absence(betas, window):
-    """For many ratios c of epsilon to the root, and absences, with constant and with random rates."""
+    """The sums are right for many ratios c of epsilon to the root, and for every length of an absence."""
     nodes, weights, history, _ = _catch_up.window_of(*betas, False)
     assert weights.shape == window
     assert history == 2**15
@@ -23,19 +23,19 @@ def test_nodes_give_the_sum_of_any_absence(betas, window):
     for c in (0.0, *np.geomspace(1e-6, 1e4, 60)):
         terms = betas[0] ** j / (betas[1] ** (j / 2) + c)
         errors = np.abs(terms - weights.astype(float) @ (1 / (nodes.astype(float) + c))[:, None])
-        assert (np.cumsum(errors) <= 2e-7 * np.cumsum(terms)).all()  # Their rounding to float32 is most of it.
+        assert (np.cumsum(errors) <= 2e-7 * np.cumsum(terms)).all()  # Most of it is the weights' rounding to float32.
         magnitudes = np.abs(weights) @ (1 / (nodes + c))
-        assert magnitudes.sum() <= 8 * terms.sum()  # Little cancels.
+        assert magnitudes.sum() <= 8 * terms.sum()  # The weighted nodes cancel little.
 
 
-def test_window_of_amsgrad_is_exact():
-    nodes, weights, *_ = _catch_up.window_of(0.9, 0.5, True)  # Refused without.
+def test_the_window_of_amsgrad_is_exact():
+    nodes, weights, *_ = _catch_up.window_of(0.9, 0.5, True)  # Without AMSGrad these betas are refused.
     np.testing.assert_array_equal(nodes, [1.0])
     np.testing.assert_array_equal(weights[:, 0], np.float32(0.9 ** np.arange(1.0, 173)))
     assert len(weights) == 172
 
 
-def test_powers():
+def test_powers_of_the_betas_are_those_of_float64():
     for power in _catch_up.window_of(0.9, 0.999, False).powers:
         k = np.arange(2**15)
         exact = {0.9: 0.9**k, 0.999: 0.999**k}[round(float(power.low[1]), 4)]

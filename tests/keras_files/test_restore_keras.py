@@ -43,7 +43,7 @@ SAVED = ["k3j/amsgrad.keras", "k3j/amsgrad.h5", "tfk/amsgrad.keras", "tfk/amsgra
 
 
 def same(tree, wanted, words):
-    """Whether the tree holds Keras's arrays, by `words` from its paths."""
+    """Return whether the tree holds Keras's arrays under the paths that `words` makes of Keras's."""
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
     }
@@ -57,7 +57,7 @@ def words(path, prefix="", suffix=""):
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_restore_into_trees_of_every_kind(name):
+def test_a_training_is_restored_into_trees_of_every_kind(name):
     training = ok.load_keras(FILES / name)
     assert training.mu is not None
     linen = {"params": jax.tree.map(lambda s: jnp.zeros(s.shape), STRUCTS)}
@@ -118,7 +118,7 @@ RENAMES = {
 
 
 @pytest.mark.parametrize("rename", RENAMES)
-def test_rename(rename):
+def test_parts_of_paths_are_renamed(rename):
     # A layer may have the name of a slot.
     params = {"Embed_0": STRUCTS["emb"], "mu": STRUCTS["d1"], "bn": STRUCTS["bn"]}
     params["out"] = {"w": STRUCTS["d2"]["kernel"], "b": STRUCTS["d2"]["bias"]}
@@ -183,7 +183,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     def refused(message, path=out, params=params, state=state, **kwargs):
         with pytest.raises(ValueError, match=message):
             ok.save_keras(path, params, state, **{"template": FILES / "k3j/adam.keras"} | kwargs)
-        assert not list(tmp_path.iterdir())  # Not even a piece of it.
+        assert not list(tmp_path.iterdir())  # Not even a part of a file was written.
 
     refused(
         "`opt_state` must be what the template's optimizer keeps: mu, nu, nu_max", template=FILES / "k3j/amsgrad.keras"
@@ -249,7 +249,7 @@ def test_a_recorded_training_goes_on_as_keras_did(path, tmp_path):
     assert furthest <= (2 if path.parent.name == "clipnorm" else 0)
     if path.is_dir():
         return
-    # And back: the file that Keras would have saved at step 40, which it loads (recorded with the program beside it).
+    # What is written back is the file that Keras would have saved at step 40.
     written = tmp_path / path.name
     ok.save_keras(written, restored, state, template=path)
     again = ok.load_keras(written)

@@ -1,4 +1,4 @@
-"""Meshes of eight virtual devices, a tree of parameters, and what is to be seen of a compiled step."""
+"""Meshes of eight virtual devices, a tree of parameters, and a training on them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,11 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..helpers import share
+from ..sparing import quick_jit
 
 P = PartitionSpec
 
-# The axes of a mesh, and how a tree lies on it. In the mixed one, three sets of axes divide a leaf.
+# The axes of a mesh, and how the leaves of a tree are divided over them. In the mixed mesh they are so in three ways.
 MESHES = {
     "fsdp": ({"data": 8}, {"in": P("data"), "out": P("data"), "bias": P("data"), "scale": P()}),
     "tensor": ({"model": 8}, {"in": P(None, "model"), "out": P("model"), "bias": P("model"), "scale": P()}),
@@ -23,7 +24,7 @@ SUMS = {"fsdp": 1, "tensor": 1, "mixed": 3}  # All-reduces of a norm: one for ea
 
 
 def tree(seed):
-    """Arrays of numpy: what is put on a mesh may share a buffer with what it was, and is donated."""
+    """Return numpy's arrays: what is put on a mesh is donated, and might share its buffer with an array of JAX's."""
     random = np.random.default_rng(seed)
     shapes = {"in": (16, 8), "out": (8, 32), "bias": (8,), "scale": ()}
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -45,11 +46,11 @@ def step_of(tx):
     return step
 
 
-def train(tx, params, gradients, steps=4, state_shardings=None, shardings=None):
-    """Return how the first state lies, parameters and state after the steps, and the compiled step, which donates."""
-    state = jax.jit(tx.init, out_shardings=state_shardings)(params)
+def train(tx, params, gradients, steps=4, state_shardings=None, shardings=None, jit=jax.jit):
+    """Return the shardings of the first state, parameters and state after the steps, and the step's HLO; it donates."""
+    state = quick_jit(tx.init, out_shardings=state_shardings)(params)
     out = None if shardings is None else (shardings, state_shardings)
-    step = jax.jit(step_of(tx), donate_argnums=(1, 2), out_shardings=out).lower(gradients, state, params).compile()
+    step = jit(step_of(tx), donate_argnums=(1, 2), out_shardings=out).lower(gradients, state, params).compile()
     placed = jax.tree.map(lambda x: x.sharding, state)
     for _ in range(steps):
         params, state = step(gradients, state, params)
@@ -57,7 +58,7 @@ def train(tx, params, gradients, steps=4, state_shardings=None, shardings=None):
 
 
 def furthest(found, wanted):
-    """The largest distance of two trees, as a share of the largest number of each leaf."""
+    """Return the largest distance of two trees, as a share of the largest number of each leaf."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
     arrays = ((np.asarray(jnp.asarray(x), np.float64) for x in pair) for pair in pairs)
     return max(share(a, b, max(1e-30, np.abs(b).max())) for a, b in arrays)

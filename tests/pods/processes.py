@@ -1,4 +1,4 @@
-"""Running `train.py` in processes of its own, and comparing the states that they leave."""
+"""`train.py` run in processes of its own, and comparisons of the states that they leave."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ import numpy as np
 PROGRAM = pathlib.Path(__file__).with_name("train.py")
 STRICT = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
 
-# The same training on other devices adds the same gradients up in another order, and Adam divides what is small by what
-# is small. After 12 steps of at most 0.03, on meshes 1x1, 1x2, 1x8, 4x2 and 8x1 with 8 seeds, the largest distance from
-# 2x4 was 1.9e-6 in a parameter or its average, and 1.5e-6 of the largest element in a moment. Nothing else differed.
+# On other devices the same gradients are added up in another order, and Adam divides a small number by a small one.
+# After 12 steps of at most 0.03, on meshes 1x1, 1x2, 1x8, 4x2 and 8x1 with 8 seeds, the largest distance from 2x4 was
+# 1.9e-6 in a parameter or its average, and 1.5e-6 of the largest element in a moment. Nothing else differed.
 BOUND = 1e-5
 
 
@@ -34,7 +34,7 @@ class Run:
             )
 
     def steps(self):
-        """The numbers of the steps, as they are made; `made` keeps them. Gloo writes lines of its own."""
+        """Yield the numbers of the steps as they are made, and keep them in `made`. Gloo's own lines are skipped."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if step := re.fullmatch(r"step (\d+)\n", line):
@@ -55,7 +55,7 @@ class Run:
         assert any(made >= step for made in self.steps()), f"ended before step {step}\n{self.log.read_text()}"
 
     def freeze(self):
-        """Stop the process where it is, and wait until it stands still."""
+        """Stop the process where it is, wait for that, and return whether it stands still."""
         self.process.send_signal(signal.SIGSTOP)
         return os.WIFSTOPPED(os.waitpid(self.process.pid, os.WUNTRACED)[1])
 
@@ -63,7 +63,7 @@ class Run:
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self):
-        """End the process as a lost machine would, and see that nothing else ended it before."""
+        """End the process as the loss of its machine would, and assert that nothing else ended it before."""
         self.process.kill()
         code = self.process.wait()
         assert code == -signal.SIGKILL, f"exit code {code}\n{self.log.read_text()}"
@@ -71,7 +71,7 @@ class Run:
 
 @contextlib.contextmanager
 def running(*runs, seconds=600):
-    """Hand the runs over, or the only one; none lives on after the block, nor for longer than `seconds`."""
+    """Yield the runs, or the only one, and end them after the block, or after `seconds` at the latest."""
 
     def kill_all():
         for run in runs:
@@ -89,7 +89,7 @@ def running(*runs, seconds=600):
 
 
 def two_processes(directory, writes, mesh="2x4", *more):
-    """The two processes of one training, to be handed to `running`."""
+    """Start the two processes of one training, which `running` ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A step exported once for three platforms, written, read back and called here: the same bits."""
+"""A step that is exported for three platforms, written and read back gives the same bits here."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ TX = ok.kadam(0.01, amsgrad=True, clipnorm=0.5, weight_decay=0.1)
 
 
 def classes_of(state):
-    """The classes of the named tuples in a state, from the outside in."""
+    """Yield the classes of the named tuples in a state, from the outside in."""
     if not isinstance(state, tuple):
         return
     if hasattr(state, "_fields"):
@@ -39,7 +39,7 @@ def assert_same_bits(call, step=jax.jit(step_of(TX))):  # noqa: B008
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_state_whose_classes_are_registered():
+def test_a_state_whose_classes_are_registered_is_exported():
     state = TX.init(tree(0))
     for kind in set(classes_of(state)):
         name = f"{kind.__module__}.{kind.__qualname__}"

@@ -8,6 +8,7 @@ import pytest
 
 import optax_kadam as ok
 
+from ..sparing import quick_jit
 from .meshes import P, mesh_of
 
 AXES = {"data": 4, "model": 2}
@@ -41,7 +42,7 @@ summing = pytest.mark.parametrize("name", SUMMING)
 def updated(tx, spec, check_vma=True, gradients=GRADIENTS):
     """The updates of a first step, of which each shard takes its own, and makes its own state."""
     step = lambda g: tx.update(g, tx.init(g), g)[0]  # noqa: E731
-    return jax.jit(jax.shard_map(step, mesh=mesh_of(AXES), in_specs=spec, out_specs=spec, check_vma=check_vma))(
+    return quick_jit(jax.shard_map(step, mesh=mesh_of(AXES), in_specs=spec, out_specs=spec, check_vma=check_vma))(
         gradients
     )
 
@@ -59,7 +60,7 @@ def test_an_empty_tuple_means_each_shard_s_own(name):
     found = updated(SUMMING[name](()), P("data"))
     shards = [SUMMING[name](None) for _ in range(AXES["data"])]
     alone = [
-        jax.jit(lambda g, tx=tx: tx.update(g, tx.init(g), g)[0])(g)
+        quick_jit(lambda g, tx=tx: tx.update(g, tx.init(g), g)[0])(g)
         for tx, g in zip(shards, jnp.split(GRADIENTS, AXES["data"]), strict=True)
     ]
     np.testing.assert_array_equal(found, jnp.concatenate(alone))
@@ -68,7 +69,7 @@ def test_an_empty_tuple_means_each_shard_s_own(name):
 @summing
 def test_gradients_that_are_the_same_on_all_shards_need_no_axis(name):
     tx = SUMMING[name](None)
-    expected = jax.jit(lambda g: tx.update(g, tx.init(g), g)[0])(GRADIENTS)
+    expected = quick_jit(lambda g: tx.update(g, tx.init(g), g)[0])(GRADIENTS)
     np.testing.assert_array_equal(updated(tx, P()), expected)
 
 
@@ -81,7 +82,7 @@ def test_an_axis_along_which_gradients_are_the_same_may_be_named_beside_the_othe
 @pytest.mark.parametrize("name", OWN)
 def test_what_sums_over_nothing_needs_no_axis(name):
     tx = OWN[name]()
-    expected = jax.jit(lambda g: tx.update(g, tx.init(g), g)[0])(GRADIENTS)
+    expected = quick_jit(lambda g: tx.update(g, tx.init(g), g)[0])(GRADIENTS)
     np.testing.assert_array_equal(updated(tx, P("data", "model")), expected)
 
 
@@ -99,7 +100,7 @@ def test_rows_that_vary_over_an_axis_not_named_are_refused(name):
 
     sharded = jax.shard_map(step, mesh=mesh_of(AXES), in_specs=(P("data"), P("data")), out_specs=P("data"))
     with pytest.raises(ValueError, match=r"(?s)`axis_name`.*'data'.*Received: axis_name=None.*axis_name=\(\)"):
-        sharded(jnp.arange(8), GRADIENTS)
+        quick_jit(sharded)(jnp.arange(8), GRADIENTS)
 
 
 def test_one_gradient_of_many_that_varies_is_enough():
@@ -108,4 +109,4 @@ def test_one_gradient_of_many_that_varies_is_enough():
     specs = {"replicated": P(), "divided": P("data")}
     step = lambda g: tx.update(g, optax.EmptyState())[0]  # noqa: E731
     with pytest.raises(ValueError, match=r"(?s)`axis_name`.*'data'.*Received: axis_name=None"):
-        jax.shard_map(step, mesh=mesh_of(AXES), in_specs=(specs,), out_specs=specs)(gradients)
+        quick_jit(jax.shard_map(step, mesh=mesh_of(AXES), in_specs=(specs,), out_specs=specs))(gradients)

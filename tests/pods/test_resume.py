@@ -14,7 +14,7 @@ from .train import local, mesh_of
 
 
 def kill_while_writing(run, directory, after):
-    """Kill in the midst of writing a checkpoint, the first time that it can be caught at it after a step."""
+    """Kill the process while it writes a checkpoint, the first time after a step that it can be caught at that."""
     for step in run.steps():
         if step > after and run.freeze() and list(directory.glob("*tmp*")):
             return run.kill()
@@ -22,15 +22,15 @@ def kill_while_writing(run, directory, after):
     raise AssertionError(f"never caught at writing\n{run.log.read_text()}")
 
 
-@pytest.mark.slow  # Six processes.
-def test_killed_twice_and_left_alone_end_alike(tmp_path):
+@pytest.mark.slow  # It starts six processes.
+def test_a_training_killed_twice_ends_like_one_left_alone(tmp_path):
     moments, directory = random.Random(0), tmp_path / "killed"
     with running(Run(tmp_path / "alone", tmp_path / "alone.npz")) as alone:
         with running(Run(directory, tmp_path / "killed.npz")) as run:
             kill_while_writing(run, directory, after=moments.randint(1, 3))
         with running(Run(directory, tmp_path / "killed.npz")) as run:
             run.reaches(moments.randint(5, 7))
-            time.sleep(moments.uniform(0, 0.2))  # Anywhere within a step.
+            time.sleep(moments.uniform(0, 0.2))  # The kill may come anywhere within a step.
             run.kill()
         shapes = ("2x4", "4x2", "1x2")
         copies = [shutil.copytree(directory, tmp_path / shape) for shape in shapes]
@@ -39,7 +39,7 @@ def test_killed_twice_and_left_alone_end_alike(tmp_path):
             assert_same(same.state(), alone.state())
             for other in others:
                 assert_near(other.state(), alone.state())
-            assert min(run.made[0] for run in runs) > 4  # They did come back from a checkpoint.
+            assert min(run.made[0] for run in runs) > 4  # Otherwise they did not come back from a checkpoint.
 
 
 def test_a_training_that_comes_back_ends_like_one_left_alone(tmp_path):
@@ -54,7 +54,7 @@ def test_a_training_that_comes_back_ends_like_one_left_alone(tmp_path):
 
 
 def test_other_optimizers_are_refused(tmp_path, monkeypatch):
-    """Orbax itself would cast another dtype, and names what is missing."""
+    """The program itself refuses another dtype, which Orbax would cast; Orbax names what is missing."""
     arguments = {"learning_rate": 0.01, "amsgrad": True}
     monkeypatch.setattr(train, "transformation", lambda: ok.kadamw(**arguments))
     train.train(tmp_path, mesh_of("1x2"), steps=1)

@@ -1,4 +1,4 @@
-"""Inside `shard_map` a transformation sees one shard: what sums over leaves is told the axes of the mesh."""
+"""Inside `shard_map`, where a transformation sees one shard, `axis_name` makes its sums those over all shards."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import pytest
 import optax_kadam as ok
 from benchmarks._hlo import collectives
 
-from ..helpers import mostly_slow
+from ..sparing import mostly_slow, quick_jit
 from .meshes import MESHES, P, furthest, mesh_of, step_of, train, tree
 
 FEATURES = {
@@ -24,7 +24,8 @@ FEATURES = {
     "accumulated norm": lambda names: ok.kadam(0.01, clipnorm=0.5, gradient_accumulation_steps=2, axis_name=names),
     "loss scale": lambda names: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2, axis_name=names),
 }
-# One for all leaves that are divided alike: in the mixed mesh, over both axes and over one; none for replicated ones.
+# All leaves that are divided alike take one all-reduce, in the mixed mesh those over both axes and those over one;
+# replicated ones take none.
 SUMS = {"fsdp": 1, "tensor": 1, "mixed": 2}
 
 
@@ -36,7 +37,7 @@ def run(tx, kind, gradients, params, check_vma=True):
         return next((specs[key.key] for key in path if isinstance(key, jax.tree_util.DictKey)), P())
 
     of_state = jax.tree.map_with_path(spec_of, jax.eval_shape(tx.init, params))
-    divided = lambda f, given, gives: jax.jit(  # noqa: E731
+    divided = lambda f, given, gives: quick_jit(  # noqa: E731
         jax.shard_map(f, mesh=mesh_of(axes), in_specs=given, out_specs=gives, check_vma=check_vma)
     )
     state = divided(tx.init, (specs,), of_state)(params)
@@ -56,7 +57,7 @@ def run(tx, kind, gradients, params, check_vma=True):
 def test_shards_give_the_whole(feature, kind):
     params, gradients = tree(0), tree(1)
     *found, text = run(FEATURES[feature](tuple(MESHES[kind][0])), kind, gradients, params)
-    _, *expected, _ = train(FEATURES[feature](None), params, gradients)
+    _, *expected, _ = train(FEATURES[feature](None), params, gradients, jit=quick_jit)
     assert furthest(found, expected) <= (5e-7 if "norm" in feature else 0.0)
     assert collectives(text) == ({} if feature == "plain" else {"all-reduce": SUMS[kind]})
 
@@ -67,7 +68,7 @@ def test_without_check_vma_every_gradient_is_summed(feature):
     params, gradients = tree(0), tree(1)
     del params["scale"], gradients["scale"]
     *found, text = run(FEATURES[feature]("data"), "fsdp", gradients, params, check_vma=False)
-    _, *expected, _ = train(FEATURES[feature](None), params, gradients)
+    _, *expected, _ = train(FEATURES[feature](None), params, gradients, jit=quick_jit)
     assert furthest(found, expected) <= 5e-7
     assert collectives(text) == {"all-reduce": 1}
 

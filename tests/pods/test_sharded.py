@@ -1,4 +1,4 @@
-"""Sharded over eight devices, every feature gives what it gives on one, and the state lies where its parameters lie."""
+"""Over eight devices every feature gives what it gives on one, and the state is divided as its parameters are."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 import optax_kadam as ok
 from benchmarks._hlo import collectives
 
-from ..helpers import mostly_slow
+from ..sparing import mostly_slow, quick_jit
 from .meshes import MESHES, SUMS, P, furthest, mesh_of, shardings_of, step_of, train, tree
 
 FEATURES = {
@@ -27,8 +27,8 @@ FEATURES = {
     "decay": lambda: ok.kadamw(0.01, weight_decay_mask={"in": True, "out": True, "bias": False, "scale": False}),
     "loss scale": lambda: ok.dynamic_loss_scale(ok.kadam(0.01), 4.0, 2),
 }
-# A norm sums each shard first: 4.4e-7 measured. With bfloat16 moments and jax 0.12, XLA contracts other operations into
-# one in a program for shards: 1.6e-8. All else is equal to the bit.
+# A norm sums each shard first: 4.4e-7 was measured. With bfloat16 moments, jax 0.12 contracts other multiply-adds in a
+# program for shards: 1.6e-8. All else is equal to the bit.
 AXIS_TYPES = AxisType.Auto, AxisType.Explicit
 BOUNDS = dict.fromkeys(["clipnorm", "global_clipnorm"], 5e-7) | {"low precision": 1e-7}
 
@@ -39,7 +39,7 @@ def on_one_device(feature):
 
 
 def lies(shardings, path, leaf, sharding):
-    """Tell whether a leaf of the state lies as its parameter, and all else whole on every device."""
+    """Return whether a leaf of the state is divided as its parameter, or whole on every device if it has none."""
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
     expected = shardings[names[0]] if names else NamedSharding(shardings["scale"].mesh, P())
     return sharding.is_equivalent_to(expected, leaf.ndim)
@@ -50,7 +50,11 @@ def lies(shardings, path, leaf, sharding):
     ("feature", "kind", "axis_type"),
     mostly_slow(
         itertools.product(FEATURES, MESHES, AXIS_TYPES),
-        lambda feature, kind, axis_type: kind == "mixed" or (feature, axis_type) == ("global_clipnorm", AxisType.Auto),
+        lambda feature, kind, axis_type: (
+            (kind == "mixed" and axis_type is AxisType.Auto)
+            or (kind == "mixed" and feature in ("amsgrad", "accumulation", "average from the start", "loss scale"))
+            or (kind == "fsdp" and feature == "global_clipnorm")
+        ),
     ),
 )
 def test_sharded_is_unsharded(feature, kind, axis_type):
@@ -66,7 +70,7 @@ def test_sharded_is_unsharded(feature, kind, axis_type):
 
 
 @pytest.mark.parametrize("axis_type", AXIS_TYPES)
-def test_eager_init_and_setting_the_learning_rate(axis_type):
+def test_an_eager_state_and_a_set_learning_rate_lie_as_they_should(axis_type):
     axes, specs = MESHES["mixed"]
     mesh = mesh_of(axes, axis_type)
     params = jax.device_put(tree(0), shardings_of(mesh, specs))
@@ -74,6 +78,6 @@ def test_eager_init_and_setting_the_learning_rate(axis_type):
     for name in ("mu", "nu", "nu_max", "average", "accumulator"):
         for param, leaf in zip(params.values(), optax.tree.get(tx.init(params), name).values(), strict=True):
             assert leaf.sharding.is_equivalent_to(param.sharding, leaf.ndim)
-    _, state = jax.jit(step_of(tx))(params, jax.jit(tx.init)(params), params)
+    _, state = quick_jit(step_of(tx))(params, quick_jit(tx.init)(params), params)
     changed = optax.tree.set(state, learning_rate=0.5)
     assert jax.tree.map(lambda x: x.sharding, changed) == jax.tree.map(lambda x: x.sharding, state)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.tpu
 
 
 def transformer(layers=12, width=768):
-    """196 leaves, 111 million parameters."""
+    """Return the shapes of 196 leaves, of 111 million parameters."""
     norm = {"scale": (width,), "bias": (width,)}
     dense = lambda i, o: {"kernel": (i, o), "bias": (o,)}  # noqa: E731
     attention = {name: dense(width, width) for name in ("query", "key", "value", "out")}
@@ -38,13 +38,13 @@ def transformer(layers=12, width=768):
 
 
 def stacked(layers=24, width=2048):
-    """6 leaves, 1.3 billion parameters: no gradient but the smallest fits into the memory on the chip."""
+    """Return the shapes of 6 leaves, of 1.3 billion parameters: only the smallest fits into the memory on the chip."""
     shapes = {"qkv": (3 * width,), "out": (width,), "up": (4 * width,), "down": (4 * width,), "norm": ()}
     return {"token": (32768, width)} | {name: (layers, width, *rest) for name, rest in shapes.items()}
 
 
 TREES = {"12 layers": transformer, "stacked": stacked}
-# What it is, and the bytes that it must read and write for a parameter: g, m, v and p are read, m, v and p written.
+# The transformation, and the bytes that a step must move for a parameter: it reads g, m, v, p, and writes m, v, p.
 STEPS = {
     "adam": (lambda: ok.kadam(1e-3), 7 * 4),
     "amsgrad": (lambda: ok.kadam(1e-3, amsgrad=True), 9 * 4),
@@ -55,8 +55,8 @@ STEPS = {
     "global_clipnorm": (lambda: ok.kadam(1e-3, global_clipnorm=1.0), 7 * 4),
 }
 CLIPS = ["clipnorm", "global_clipnorm"]
-# The slice, how many of it, the tree, the steps. One more read of all gradients is 8/7 of the ideal; it is less by what
-# stays in the memory on the chip. On v5p 2x2x2, and on two v5e 2x4, that is less: 1.135 with a clip.
+# The slice, how many of it, the tree, the step. A clip reads all gradients once more, 8/7 of the least, but for those
+# that stay in the memory on the chip: fewer on v5p 2x2x2 and on two v5e 2x4, where 1.135 was measured.
 CASES = [
     (topology, slices, tree, step)
     for topology, slices, tree, steps in (
@@ -81,15 +81,15 @@ class Figures(NamedTuple):
     results: int
     copies: int
     hbm: float  # Bytes read and written, as a multiple of those that must be.
-    arguments: int  # Bytes.
-    beyond: int  # Bytes that are needed beside the arguments; some of them are in the memory on the chip.
+    arguments: int  # Bytes of the arguments.
+    beyond: int  # Bytes that are needed beside the arguments, some of them in the memory on the chip.
     seconds: float
 
 
 def mesh_of(topology, slices):
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError("libtpu must be installed. Received: none. Run `pip install -e '.[tpu-check]'`.")
-    # No TPU is here to be asked, and several processes may compile at once.
+    # Without these, libtpu would ask a TPU for what it is, and refuse to be loaded by several processes.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-8"
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices)
@@ -145,7 +145,7 @@ def test_nothing_is_copied_gathered_or_read_again(topology, slices, tree, step):
     figures = measure(topology, slices, tree, step)
     assert figures.aliased == figures.results
     assert figures.copies == 0
-    if step in CLIPS:  # What one slice has summed goes to the others in one transfer.
+    if step in CLIPS:  # Each slice sends its sum to the others in one transfer.
         between = {"send": 1} if slices > 1 else {}
         assert figures.collectives == {"all-reduce": 1} | between
         assert 1.0 < figures.hbm <= 1.13
@@ -156,7 +156,7 @@ def test_nothing_is_copied_gathered_or_read_again(topology, slices, tree, step):
 
 
 def test_zero1_gathers_each_parameter():
-    """The 74 matrices one by one, the 122 vectors together; each is gathered beside its old value, and copied there."""
+    """Each of the 74 matrices is gathered by itself, the 122 vectors together; each result is copied to its place."""
     figures = measure(*ZERO1, zero1=True)
     assert figures.aliased == figures.results
     assert figures.collectives == {"all-gather": 86, "all-reduce": 1}
@@ -164,7 +164,7 @@ def test_zero1_gathers_each_parameter():
 
 
 def keep_params():
-    """Keep the parameters as they were: a copy of each."""
+    """Return a transformation whose state keeps the parameters as they were, which takes a copy of each."""
     return optax.GradientTransformation(lambda params: params, lambda updates, state, params: (updates, params))
 
 

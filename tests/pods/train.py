@@ -1,4 +1,4 @@
-"""A training that may be killed at any moment and come back on other devices: what to copy, and what the tests run.
+"""A training that may be killed at any moment and come back on other devices: a recipe, and what the tests run.
 
     python train.py --checkpoints DIR --write FILE.npz --mesh 2x4
 
@@ -50,13 +50,13 @@ def initial(width, seed):
 
 
 def batch(step, seed):
-    """The batch of a step, from nothing but its number: a training that comes back sees what it would have seen."""
+    """Return the batch of a step, by its number alone, so that a training that comes back sees the same batches."""
     x = np.random.default_rng([seed, step]).normal(size=(32, 16)).astype(np.float32)
     return x, np.sin(3 * x[:, :3])
 
 
 def with_shardings(abstract, mesh):
-    """Divide the first axis of every array over `fsdp` where that goes, moments like their parameters."""
+    """Divide the first axis of every array over `fsdp` where its size allows it, so moments like their parameters."""
 
     def place(leaf):
         divides = leaf.ndim and leaf.shape[0] % mesh.shape["fsdp"] == 0
@@ -66,11 +66,11 @@ def with_shardings(abstract, mesh):
 
 
 def check_fits(stored, abstract):
-    """Raise, naming the leaf, if a stored one has another shape or dtype: Orbax names none, and casts dtypes."""
+    """Raise if a stored leaf has another shape or dtype, and name it: Orbax would not, and casts dtypes."""
     found = {leaf.name: leaf for leaf in jax.tree.leaves(stored)}
     for path, leaf in jax.tree.leaves_with_path(abstract):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # Orbax keeps what is in a key.
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # Orbax stores the numbers in a key.
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         if name in found and (found[name].shape, found[name].dtype) != (leaf.shape, leaf.dtype):
             raise ValueError(
@@ -103,18 +103,18 @@ def train(directory, mesh, steps, width=64, seed=0):
         for step in range(done, steps):
             x, y = (jax.make_array_from_callback(a.shape, rows, a.__getitem__) for a in batch(step, seed))
             state = train_step(state, x, y)
-            manager.save(step + 1, args=ocp.args.StandardSave(state))  # Returns with a copy: the state may be donated.
+            manager.save(step + 1, args=ocp.args.StandardSave(state))  # It has copied the state, which may be donated.
             print(f"step {step + 1}", flush=True)
     return state
 
 
 def mesh_of(shape):
-    """A mesh from its shape, data x fsdp, as in "2x4"."""
+    """Return the mesh of a shape, data x fsdp, as in "2x4"."""
     return jax.make_mesh(tuple(map(int, shape.split("x"))), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2)
 
 
 def local(state):
-    """Every leaf as this process's own devices hold it, by path; they must hold all of it."""
+    """Return every leaf by its path, put together from this process's own devices, which must hold all of it."""
     arrays = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -1,4 +1,4 @@
-"""Accumulation: a window of gradients is one step on their mean."""
+"""Accumulation: the gradients of some micro-steps make one step on their mean."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ..test_hyperparameter import run
 
 
 def primitives(jaxpr):
-    """The names of the primitives of a jaxpr, those of its branches aside; and the branches."""
+    """Return the names of a jaxpr's primitives but those in its branches, and the branches."""
     names, branches = set(), []
     for equation in jaxpr.eqns:
         names.add(equation.primitive.name)
@@ -62,4 +62,4 @@ def test_schedules_see_the_micro_steps():
         return 0.1
 
     run(ok.kadam(schedule, gradient_accumulation_steps=2), 4, jit=False)
-    assert seen == [0, 0, 1, 2, 3]  # Once for `init`.
+    assert seen == [0, 0, 1, 2, 3]  # `init` asks for the rate of step 0 too.

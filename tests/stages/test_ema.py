@@ -23,7 +23,7 @@ def test_the_average_becomes_the_parameters_at_every_third_step():
     for step in range(1, 8):
         updates, state = tx.update(params, state, params)
         params = optax.apply_updates(params, updates)
-        if step > 1 and params == ok.averaged_params(state):  # The first average is the first parameter.
+        if step > 1 and params == ok.averaged_params(state):  # The first average is the parameter itself.
             overwritten.append(step)
     assert overwritten == [3, 6]
 

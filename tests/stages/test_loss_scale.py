@@ -1,6 +1,5 @@
 """Loss scaling: what is skipped, how the scale moves, which dtypes it passes through."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -8,13 +7,15 @@ import pytest
 
 import optax_kadam as ok
 
+from ..sparing import quick_jit
+
 
 def test_dynamic_loss_scale_scales_any_optax_transformation():
     tx = ok.dynamic_loss_scale(optax.sgd(1.0), initial_scale=4.0, dynamic_growth_steps=2)
     params = jnp.array([1.0])
     state, scales, steps = tx.init(params), [], []
     for gradient in (4.0, 4.0, jnp.nan, 8.0):
-        updates, state = jax.jit(tx.update)(jnp.array([gradient]), state, params)
+        updates, state = quick_jit(tx.update)(jnp.array([gradient]), state, params)
         scales.append(float(state.dynamic_scale))
         steps.append(float(updates[0]))
     assert scales == [4.0, 8.0, 4.0, 4.0]
@@ -26,7 +27,7 @@ def test_the_older_generations_count_skipped_steps_and_stop_at_a_scale_of_one(ge
     inner = ok.kadam(generation=generation)
     tx = ok.dynamic_loss_scale(inner, initial_scale=1.0, generation=generation)
     params = jnp.array([1.0])
-    updates, state = jax.jit(tx.update)(jnp.array([jnp.inf]), tx.init(params), params)
+    updates, state = quick_jit(tx.update)(jnp.array([jnp.inf]), tx.init(params), params)
     assert (float(state.dynamic_scale), int(optax.tree.get(state, "iterations")), float(updates[0])) == (1.0, 1, 0.0)
 
 

@@ -8,7 +8,7 @@ import optax_kadam as ok
 PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 
 
-def test_a_mask_that_does_not_fit():
+def test_a_mask_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"`weight_decay_mask` must be a tree of bools that fits the parameters"):
         ok.kadamw(weight_decay_mask={"other": True}).init(PARAMS)
 

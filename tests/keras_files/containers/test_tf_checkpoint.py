@@ -22,7 +22,7 @@ NUMBERS = {"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8
 NUMBERS |= {"bfloat16": 14, "uint16": 17, "float16": 19, "uint32": 22, "uint64": 23}
 
 
-# A writer, for what the samples do not hold.
+# A writer of checkpoints, for what the recorded ones do not hold.
 
 
 def bitwise_crc32c(data, value=0):
@@ -148,7 +148,7 @@ def test_crc32c_reads_arrays_of_every_kind_and_leaves_them_as_they_are():
     assert crc32c(np.full((), 1.5)) == crc32c(np.full((), 1.5).tobytes())
 
 
-def test_unmask():
+def test_a_masked_checksum_is_unmasked():
     for data in (b"", b"a", b"foo"):
         assert unmask(int.from_bytes(masked(data), "little")) == crc32c(data)
 
@@ -161,7 +161,7 @@ def test_samples_are_there():
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
-def test_sample(sample):
+def test_a_recorded_checkpoint_gives_its_arrays(sample):
     checkpoint = read_checkpoint(FILES / sample)
     found = {node.full_name: checkpoint.tensors[node.key] for node in checkpoint.nodes if node.key}
     generation, folder = pathlib.Path(sample).parts[:2]
@@ -175,7 +175,7 @@ def test_sample(sample):
             np.testing.assert_array_equal(stored.read(), array, strict=True)
 
 
-def test_slots_of_a_legacy_optimizer():
+def test_slots_of_a_legacy_optimizer_are_found():
     checkpoint = read_checkpoint(FILES / "legacy/amsgrad_ckpt/ck")
     nodes = checkpoint.nodes
     (optimizer,) = (node for node in nodes if node.slots)
@@ -190,7 +190,7 @@ def test_slots_of_a_legacy_optimizer():
 
 @pytest.mark.parametrize("dimensions", [(), (0, 3), (2, 3)], ids=str)
 @pytest.mark.parametrize("dtype", NUMBERS)
-def test_every_dtype(tmp_path, dtype, dimensions):
+def test_every_dtype_is_read(tmp_path, dtype, dimensions):
     array = np.arange(math.prod(dimensions)).reshape(dimensions).astype(jnp.dtype(dtype))
     pairs = [("a", entry(array.tobytes(), NUMBERS[dtype], *dimensions)), ("complex", entry(b"", 8, 0))]
     stored = read_checkpoint(write(tmp_path / "ck", pairs, array.tobytes())).tensors
@@ -200,7 +200,7 @@ def test_every_dtype(tmp_path, dtype, dimensions):
     np.testing.assert_array_equal(stored["a"].read(), array, strict=True)
 
 
-def test_several_data_files(tmp_path):
+def test_several_data_files_are_read(tmp_path):
     arrays = [np.full(3, i, np.float32) for i in range(3)]
     pairs = [(f"a{i}", entry(a.tobytes(), 1, 3, file=i)) for i, a in enumerate(arrays)]
     pairs[0] = ("a0", entry(arrays[0].tobytes(), 1, 3, offset=100))
@@ -213,7 +213,7 @@ def test_several_data_files(tmp_path):
         np.testing.assert_array_equal(tensors[f"a{i}"].read(), array)
 
 
-def test_graph(tmp_path):
+def test_the_graph_of_objects_is_read(tmp_path):
     value = message((1, b"VARIABLE_VALUE"), (2, b"dense/kernel"), (3, b"a/.ATTRIBUTES/VARIABLE_VALUE"))
     other = message((1, b"OBJECT_CONFIG_JSON"), (3, b"config"))
     root = message((1, message((1, 1), (2, b"a"))), (1, message((2, b"me"))), (9, bytearray(4)))
@@ -291,7 +291,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("written, match", REFUSED)
-def test_refused(tmp_path, written, match):
+def test_what_cannot_be_read_whole_is_refused(tmp_path, written, match):
     with pytest.raises(ValueError, match=match) as caught:
         read_checkpoint(write(tmp_path / "ck", **written))
     assert "\n" not in str(caught.value)
@@ -310,13 +310,13 @@ def test_shared_beginnings_of_keys_do_not_fill_the_memory(tmp_path):
         read_checkpoint(tmp_path / "ck")
 
 
-def test_missing_index(tmp_path):
+def test_a_missing_index_is_named(tmp_path):
     match = "A checkpoint must have an index. Received: '.*ck', and no file 'ck.index'. Hand over the path"
     with pytest.raises(FileNotFoundError, match=match):
         read_checkpoint(tmp_path / "ck")
 
 
-def test_checkpoint_of_names_alone(tmp_path):
+def test_a_checkpoint_of_names_alone_is_refused(tmp_path):
     (tmp_path / "ck.index").write_bytes(table([(b"", header()), (b"a", entry(ONE, 1))]))
     (tmp_path / f"ck{DATA}").write_bytes(ONE)
     with pytest.raises(
@@ -325,7 +325,7 @@ def test_checkpoint_of_names_alone(tmp_path):
         read_checkpoint(tmp_path / "ck")
 
 
-def test_graph_that_is_no_string(tmp_path):
+def test_a_graph_that_is_no_string_is_refused(tmp_path):
     (tmp_path / "ck.index").write_bytes(table([(b"", header()), (GRAPH.encode(), entry(ONE, 1))]))
     (tmp_path / f"ck{DATA}").write_bytes(ONE)
     with pytest.raises(
@@ -334,7 +334,7 @@ def test_graph_that_is_no_string(tmp_path):
         read_checkpoint(tmp_path / "ck")
 
 
-def test_graph_of_another_length(tmp_path):
+def test_a_graph_of_another_length_is_refused(tmp_path):
     stored, checksum = string(b"")
     graph = entry(stored + b"a", STRING, checksum=checksum)
     (tmp_path / "ck.index").write_bytes(table([(b"", header()), (GRAPH.encode(), graph)]))
@@ -385,7 +385,7 @@ def flip(path, bit):
         ),
     ],
 )
-def test_flipped_bit(copied, suffix, byte, match):
+def test_a_flipped_bit_is_noticed(copied, suffix, byte, match):
     prefix = copied(SMALL)
     path = pathlib.Path(f"{prefix}{suffix}")
     flip(path, byte % path.stat().st_size * 8)
@@ -393,7 +393,7 @@ def test_flipped_bit(copied, suffix, byte, match):
         read_all(prefix)
 
 
-def test_data_file_cut_off_after_the_index_was_read(copied):
+def test_a_data_file_that_is_cut_off_after_its_index_was_read_is_refused(copied):
     prefix = copied(SMALL)
     tensors = read_checkpoint(prefix).tensors
     pathlib.Path(f"{prefix}{DATA}").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Object graphs of TensorFlow checkpoints that the recorded files do not have."""
+"""Object graphs of TensorFlow checkpoints are read, of kinds that the recorded files do not have."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def read(root, config=None):
 
 
 def layered():
-    """A model with a weight of its own, and a layer with sublayers, one of them kept first, and a weight of its own."""
+    """Return a model with a weight of its own, and a layer that has two sublayers and, between them, its own weight."""
     inner = {"kernel": ("layer/kernel", 2.0)}
     layer = {"first": inner, "scale": ("layer/scale", 1.0), "then": {"kernel": ("layer/kernel", 3.0)}}
     return {"own": ("own", 4.0), "layer": layer, "seed_generator": {"state": ("state", 9.0)}}
@@ -70,7 +70,7 @@ def test_variables_of_one_name_are_told_apart_by_the_order_of_the_model():
         read(root)
 
 
-def test_a_model_that_is_the_root_and_one_that_lists_its_variables():
+def test_a_model_that_is_the_root_or_lists_its_variables_is_read():
     model = layered() | {"optimizer": tf_keras(["Adam/m/" + name for name in NAMES])}
     del model["own"]
     model["optimizer"] = tf_keras(["Adam/m/" + name for name in NAMES[:3]])
