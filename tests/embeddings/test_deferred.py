@@ -70,8 +70,7 @@ def dense(values, batches, cases, beta_1, beta_2, weight_decay=0.0, dtype=np.flo
     return ps
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def train(values, batches, rates, epsilon, beta_1, beta_2, amsgrad=False, weight_decay=None):
+def run(values, batches, rates, epsilon, beta_1, beta_2, amsgrad=False, weight_decay=None):
     """Read and update at every step; return the values at the end, the table, and the rows that were read."""
     table_of = deferred_rows(lambda step: rates[step], beta_1, beta_2, epsilon, amsgrad, weight_decay=weight_decay)
 
@@ -81,6 +80,10 @@ def train(values, batches, rates, epsilon, beta_1, beta_2, amsgrad=False, weight
 
     table, rows = jax.lax.scan(step, table_of.init(values), batches)
     return *table_of.flush(table), rows
+
+
+train = jax.jit(run, static_argnums=(4, 5, 6, 7))
+quick_train = quick_jit(run, static_argnums=(4, 5, 6, 7))  # For what is compared within a tolerance.
 
 
 def rates_of(schedule, steps):
@@ -130,7 +133,7 @@ def test_weight_decay_is_the_dense_one(schedule):
 def test_what_is_read_is_the_dense_table_at_every_step(amsgrad, weight_decay):
     values, (indices, gradients) = zipf(40, rows=50, touched=4)
     rates = rates_of("cosine", 40)
-    *_, rows = train(values, (indices, gradients), rates, jnp.float32(1e-3), 0.9, 0.99, amsgrad, weight_decay)
+    *_, rows = quick_train(values, (indices, gradients), rates, jnp.float32(1e-3), 0.9, 0.99, amsgrad, weight_decay)
     for i in range(40):
         batches = indices[:i], gradients[:i]
         (p,) = dense(values, batches, [(rates, 1e-3, amsgrad)], 0.9, 0.99, weight_decay or 0.0)
@@ -147,10 +150,11 @@ def test_absences_longer_than_the_history_are_caught_up(monkeypatch, amsgrad, we
     for i in range(60):
         indices[i] = np.arange(8 * i, 8 * i + 8)
     rates = 0.1 * rates_of("jumps", 2000)
-    train.clear_cache()  # What was compiled before has the longer history in it.
-    ours, table, _ = train(values, (indices, gradients), rates, jnp.float32(1e-3), 0.5, 0.8, amsgrad, weight_decay)
-    train.clear_cache()
-    (p,) = dense(values, (indices, gradients), [(rates, 1e-3, amsgrad)], 0.5, 0.8, weight_decay or 0.0)
+    quick_train.clear_cache()  # What was compiled before has the longer history in it.
+    batches = indices, gradients
+    ours, table, _ = quick_train(values, batches, rates, jnp.float32(1e-3), 0.5, 0.8, amsgrad, weight_decay)
+    quick_train.clear_cache()
+    (p,) = dense(values, batches, [(rates, 1e-3, amsgrad)], 0.5, 0.8, weight_decay or 0.0)
     np.testing.assert_allclose(ours[40:], p[40:], rtol=3e-6, atol=3e-8)
     np.testing.assert_allclose(ours[:40], p[:40], rtol=1e-5, atol=1e-6)
     assert (table.last_visit == 2000).all()
@@ -263,7 +267,7 @@ def test_low_precision_tables_have_float32_moments(dtype):
     values, batches = zipf(300, rows=50)
     rates = rates_of("constant", 300)
     (p,) = dense(values, batches, [(rates, 1e-7, False)], 0.9, 0.999)
-    ours, table, rows = train(jnp.asarray(values, dtype), batches, rates, jnp.float32(1e-7), 0.9, 0.999)
+    ours, table, rows = quick_train(jnp.asarray(values, dtype), batches, rates, jnp.float32(1e-7), 0.9, 0.999)
     assert ours.dtype == table.values.dtype == rows.dtype == dtype
     assert table.mu.dtype == table.nu.dtype == jnp.float32
     np.testing.assert_allclose(ours.astype(jnp.float32), p, atol=0.05 if dtype == "bfloat16" else 0.01)
