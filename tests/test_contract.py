@@ -49,6 +49,10 @@ ALL = PARTS | OPTIMIZERS
 
 # The scope keeps the tests of one transformation together, so that a process compiles its step only once (`jitted`).
 every = pytest.mark.parametrize("make", ALL.values(), ids=ALL, scope="module")
+FITTING = [
+    pytest.param(make, id=name, marks=() if name in ("kadam", "kadamw mask", "kadam all") else pytest.mark.slow)
+    for name, make in OPTIMIZERS.items()
+]
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS, scope="module")
 
 
@@ -197,7 +201,7 @@ def test_mixed_dtypes_and_x64(make):
         assert typed(updates) == typed(params)
 
 
-@every_optimizer
+@pytest.mark.parametrize("make", FITTING, scope="module")
 def test_fits_into_optax(make):
     params, gradients = trees()
     alone, _ = jitted(make)(gradients, make().init(params), params)

@@ -45,7 +45,8 @@ random = np.random.default_rng(0)
 PARAMS, DENSE = ({k: jnp.asarray(random.normal(size=s), jnp.float32) for k, s in SHAPES.items()} for _ in range(2))
 ZERO = jax.tree.map(jnp.zeros_like, DENSE)
 
-by_mode = pytest.mark.parametrize("jit", [False, True], ids=["op by op", "jitted"])
+OP_BY_OP = pytest.param(False, id="op by op", marks=pytest.mark.slow)
+by_mode = pytest.mark.parametrize("jit", [OP_BY_OP, pytest.param(True, id="jitted")])
 
 
 @contextlib.contextmanager

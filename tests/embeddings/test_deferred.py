@@ -336,7 +336,8 @@ def test_donating_the_table_leaves_the_callers_arrays():
 def test_rows_may_be_divided_over_devices():
     """Each device takes the indices of its own rows; those of other devices are padding to it."""
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-    table_of, (values, (indices, gradients)) = jitted(0.1, epsilon=1e-3), zipf(30, rows=64, touched=8)
+    inside, table_of = (make(0.1, epsilon=1e-3) for make in (deferred_rows, jitted))
+    values, (indices, gradients) = zipf(30, rows=64, touched=8)
     divided = P("rows")
     table = table_of.init(jnp.asarray(values))
     specs = jax.tree.map(lambda leaf: divided if leaf.shape[:1] == (64,) else P(), table)
@@ -345,8 +346,8 @@ def test_rows_may_be_divided_over_devices():
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(specs, P(), P()), out_specs=(P(), specs), check_vma=False)
     def step(table, indices, gradients):
         own = indices - 8 * jax.lax.axis_index("rows")
-        rows, table = table_of.read(table, own)
-        return jax.lax.psum(rows, "rows"), table_of.update(table, own, gradients)
+        rows, table = inside.read(table, own)
+        return jax.lax.psum(rows, "rows"), inside.update(table, own, gradients)
 
     alone = table
     for batch in zip(indices, gradients, strict=True):

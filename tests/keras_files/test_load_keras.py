@@ -238,6 +238,7 @@ def test_a_damaged_file_gives_its_arrays_or_an_error(name, tmp_path):
     assert refused > 20
 
 
+@pytest.mark.slow
 def test_the_process_that_reads_hdf5_is_replaced_when_it_dies(tmp_path, monkeypatch):
     monkeypatch.setattr("optax_kadam.keras_files.containers._hdf5._SECONDS", 2.0)
     # One bit of the type of an attribute, at which libhdf5 2.0 crashes; and one of a heap, on which it loops.

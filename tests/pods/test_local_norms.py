@@ -91,6 +91,7 @@ def test_without_check_vma_nothing_tells_what_varies(name):
     updated(SUMMING[name](None), P("data"), check_vma=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_by_norm", "clip_by_global_norm", "kadamw clipnorm", "dynamic_loss_scale"])
 def test_rows_that_vary_over_an_axis_not_named_are_refused(name):
     tx, table = SUMMING[name](None), jnp.ones((9, 4))

@@ -42,6 +42,7 @@ def test_a_training_killed_twice_ends_like_one_left_alone(tmp_path):
             assert min(run.made[0] for run in runs) > 4  # Otherwise they did not come back from a checkpoint.
 
 
+@pytest.mark.slow
 def test_a_training_that_comes_back_ends_like_one_left_alone(tmp_path):
     mesh = mesh_of("1x1")
     alone = local(train.train(tmp_path / "alone", mesh, steps=3))
