@@ -12,7 +12,7 @@ import optax_kadam as ok
 from benchmarks._hlo import collectives, shapes
 
 from ..sparing import mostly_slow, quick_jit
-from .meshes import P, furthest, mesh_of, train
+from .meshes import LEAST, P, furthest, mesh_of, train
 
 FEATURES = {
     "amsgrad": lambda: ok.kadam(0.01, amsgrad=True, clipvalue=0.1),
@@ -26,7 +26,7 @@ ROWS, SIZE, IDS = 64, 8, 16
 LIES = {"by rows": P("data"), "within rows": P(None, "data")}
 AXIS_TYPES = AxisType.Auto, AxisType.Explicit
 # Where a table is divided within its rows, XLA contracts other multiply-adds: 3.9e-9 was measured. By rows it is 0 ULP.
-BOUND = 1e-7
+BOUND = max(LEAST, 1e-7)
 
 
 def batch_of(seed):
