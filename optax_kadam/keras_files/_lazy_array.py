@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -26,20 +25,3 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(count + _ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT
     return memory[first : first + count].view(dtype).reshape(shape)
-
-
-def read_into_place(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Read the array that begins at byte `offset` of the file at `path`, and return it in the machine's byte order."""
-    array = aligned_empty(shape, dtype)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        place, done = array.reshape(-1).view(np.uint8).data, 0
-        while done < len(place):  # The system reads at most 2 GiB in one call.
-            count = file.readinto(place[done:])
-            if not count:
-                raise ValueError(
-                    f"An array must lie within its file. Received: {str(path)!r}, which ends {len(place) - done} bytes "
-                    f"too early for an array of shape {shape}. The file was cut off: copy it again."
-                )
-            done += count
-    return array.astype(dtype.newbyteorder("="), copy=False)

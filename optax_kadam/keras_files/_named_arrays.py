@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from optax_kadam.keras_files._lazy_array import LazyArray
 
 
+Attributes = Mapping[str, str | list[str]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """A group of an HDF5 file: its attributes, and its arrays and groups by name.
@@ -13,7 +16,7 @@ class Group:
     The later a group was created in the file, the larger is its `created`.
     """
 
-    attrs: Mapping[str, str | list[str]]
+    attrs: Attributes
     arrays: Mapping[str, LazyArray]
     groups: Mapping[str, "Group"]
     created: int

@@ -5,14 +5,12 @@ This is the only file that knows both: a container reads named arrays out of byt
 
 import contextlib
 import pathlib
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._json import parse_json
-from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive, open_archive, read_shards
+from optax_kadam.keras_files._source import Files
+from optax_kadam.keras_files.containers._archive import WEIGHTS, ZIP_SIGNATURE, Archive, Folder, read_shards
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
 from optax_kadam.keras_files.containers._tf_checkpoint import read_checkpoint
 from optax_kadam.keras_files.layouts._graphs import graph_contents
@@ -20,9 +18,8 @@ from optax_kadam.keras_files.layouts._named import named_contents
 from optax_kadam.keras_files.layouts._numbered import numbered_contents
 from optax_kadam.keras_files.layouts._saved_model import optimizer_config
 
-# The errors that the readers raise on damaged bytes.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, MemoryError, OSError)
-_DAMAGE += (TypeError, LookupError, AttributeError, OverflowError)
+_LONGEST_LINE = 10_000  # Characters that the first line of a `checkpoint` may have.
+
 
 
 @contextlib.contextmanager
@@ -33,57 +30,45 @@ def opened(
 
     The arguments are those of `load_keras`.
     """
-    with contextlib.ExitStack() as until_left:
-        try:
-            contents = _contents(path, config, trainable, until_left)
-        except (FileNotFoundError, PermissionError):
-            raise
-        except _DAMAGE as error:
-            raise ValueError(
-                f"A Keras file must be whole: {' '.join(str(error).split()) or type(error).__name__}. "
-                f"Received: path={str(path)!r}. The file is damaged or cut off: copy it again."
-            ) from error
-        yield contents
+    with Files() as files:
+        yield _contents(path, config, trainable, files)
+        files.check_unchanged()
 
 
 def _contents(
-    path: pathlib.Path,
-    config: Mapping[str, object] | None,
-    trainable: Sequence[str] | None,
-    until_left: contextlib.ExitStack,
+    path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
 ) -> Contents:
     if path.is_dir() and (path / "saved_model.pb").exists():
-        return graph_contents(read_checkpoint(path / "variables" / "variables"), config or optimizer_config(path))
-    if path.is_dir() and (path / "config.json").exists() or path.is_file() and _starts_with(path, b"PK\x03\x04"):
-        return _archived(until_left.enter_context(open_archive(path)), config, trainable)
+        return graph_contents(read_checkpoint(path / "variables" / "variables", files), config or optimizer_config(path, files))
+    if path.is_dir() and (path / "config.json").exists():
+        return _archived(Folder(path, files), config, trainable)
     if path.is_dir() and (path / "checkpoint").exists():
-        return graph_contents(read_checkpoint(_latest(path)), config)
-    if path.suffix == ".index" and path.is_file():
-        return graph_contents(read_checkpoint(path.with_suffix("")), config)
+        return graph_contents(read_checkpoint(_latest(path, files), files), config)
+    if path.suffix == ".index" and path.exists():
+        return graph_contents(read_checkpoint(path.with_suffix(""), files), config)
     if not path.exists() and path.with_name(f"{path.name}.index").exists():
-        return graph_contents(read_checkpoint(path), config)
+        return graph_contents(read_checkpoint(path, files), config)
     if not path.exists():
         raise FileNotFoundError(
             f"There must be a file, a SavedModel's folder or a checkpoint at `path`. Received: path={str(path)!r}."
         )
-    if path.is_file() and _starts_with(path, SIGNATURE):
-        root = read_hdf5(path)
-        is_named = root.at("model_weights") or "layer_names" in root.attrs or "layer_names0" in root.attrs
-        return named_contents(root, config) if is_named else numbered_contents(root, None, config, None, trainable)
-    if path.name.endswith(".json") and path.is_file():
-        shards = read_shards(
-            parse_json(path.read_bytes(), path), str(path), lambda name: read_hdf5(_beside(path, name))
-        )
-        return numbered_contents(shards, None, config, None, trainable)
+    if not path.is_dir():
+        source = files.open(path)
+        signature = source.read(0, min(8, source.size))
+        if signature[:4] == ZIP_SIGNATURE:
+            return _archived(Archive(source, files), config, trainable)
+        if signature == SIGNATURE:
+            root = read_hdf5(source)
+            is_named = root.at("model_weights") or "layer_names" in root.attrs or "layer_names0" in root.attrs
+            return named_contents(root, config) if is_named else numbered_contents(root, None, config, None, trainable)
+        if path.name.endswith(".json"):
+            index = parse_json(source.read(), source.name)
+            shards = read_shards(index, source.name, lambda name: read_hdf5(files.open(_beside(path, name))))
+            return numbered_contents(shards, None, config, None, trainable)
     raise ValueError(
         f"`path` must be a file that Keras saved. Received: path={str(path)!r}, which has none of Keras's formats. "
         "Save the model with `model.save('model.keras')`."
     )
-
-
-def _starts_with(path: pathlib.Path, signature: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(signature)) == signature
 
 
 def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
@@ -95,9 +80,10 @@ def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
     return shard
 
 
-def _latest(folder: pathlib.Path) -> pathlib.Path:
+def _latest(folder: pathlib.Path, files: Files) -> pathlib.Path:
     """Return the prefix of the checkpoint that is named in the file `checkpoint` of a folder."""
-    text = (folder / "checkpoint").read_text(errors="replace").partition("\n")[0]
+    source = files.open(folder / "checkpoint")
+    text = source.read(0, min(source.size, _LONGEST_LINE)).decode(errors="replace").partition("\n")[0]
     name = text.removeprefix('model_checkpoint_path: "').removesuffix('"')
     if pathlib.PurePath(name).name != name or not (folder / f"{name}.index").exists():
         raise ValueError(
@@ -107,7 +93,7 @@ def _latest(folder: pathlib.Path) -> pathlib.Path:
     return folder / name
 
 
-def _archived(archive: Archive, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
+def _archived(archive: Archive | Folder, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
     version = str(archive.json("metadata.json").get("keras_version"))
     model = archive.json("config.json")
     compiled = model.get("compile_config")

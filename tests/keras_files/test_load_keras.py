@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import optax_kadam as ok
-from optax_kadam.keras_files._lazy_array import read_into_place
 
 from ..helpers import keras_rules
 from ..sparing import mostly_slow
@@ -238,19 +237,6 @@ def test_a_damaged_file_gives_its_arrays_or_an_error(name, tmp_path):
     assert refused > 20
 
 
-@pytest.mark.slow
-def test_the_process_that_reads_hdf5_is_replaced_when_it_dies(tmp_path, monkeypatch):
-    monkeypatch.setattr("optax_kadam.keras_files.containers._hdf5._SECONDS", 2.0)
-    # One bit of the type of an attribute, at which libhdf5 2.0 crashes; and one of a heap, on which it loops.
-    for sample, byte, bit in (("legacy/adam.h5", 18593, 1), ("k3j/adam.h5", 6785, 2)):
-        content = bytearray((FILES / sample).read_bytes())
-        content[byte] ^= 1 << bit
-        (tmp_path / "x.h5").write_bytes(content)
-        with pytest.raises(ValueError, match="x.h5"):
-            ok.load_keras(tmp_path / "x.h5")
-        assert ok.load_keras(FILES / sample).iterations == 20
-
-
 def rezipped(target, change, compression=zipfile.ZIP_STORED):
     """Write k3j/adam.keras once more, with the members that `change` returns."""
     with zipfile.ZipFile(FILES / "k3j/adam.keras") as old, zipfile.ZipFile(target, "w", compression) as new:
@@ -377,19 +363,7 @@ def test_what_is_no_training_is_refused_by_name(tmp_path):
     assert ok.load_keras(tmp_path / "new.keras").mu is None
 
 
-def test_a_missing_h5py_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install h5py"):
-        ok.load_keras(FILES / "k3j/adam.keras")
-
-
 def test_what_was_read_cannot_be_written_to():
     training = ok.load_keras(FILES / "k3j/adam.keras")  # Its memory may be JAX's too.
     with pytest.raises(ValueError, match="read-only"):
         training.variables["m/d1/bias"][0] = 1.0
-
-
-def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(bytes(100))
-    with pytest.raises(ValueError, match="ends 20 bytes too early for an array of shape"):
-        read_into_place(tmp_path / "x", 40, (20,), np.dtype(np.float32))

@@ -3,7 +3,6 @@
 A zip archive carries a CRC-32 of each member, which is verified before anything in the member is used.
 """
 
-import contextlib
 import pathlib
 import shutil
 import struct
@@ -13,93 +12,101 @@ from collections.abc import Callable, Iterator, Mapping
 
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._named_arrays import Group
+from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files.containers._hdf5 import read_hdf5
 
 WEIGHTS = "model.weights.h5"
+ZIP_SIGNATURE = b"PK\x03\x04"
 _CHUNK = 1 << 22
 # Keras compresses nothing. A member that someone compressed expands less than this, unless it is small.
 _LARGEST_EXPANSION, _SMALL = 100, 1 << 26
 
 
-class Archive:
-    """An open `.keras` archive, or the folder of one that is not zipped."""
+class Folder:
+    """A `.keras` archive that someone unpacked."""
 
-    def __init__(self, path: pathlib.Path, folder: pathlib.Path, zipped: zipfile.ZipFile | None):
-        self._path, self._folder, self._zip = path, folder, zipped
-        if zipped is not None:
-            self._check_names(zipped)
+    def __init__(self, path: pathlib.Path, files: Files):
+        self._path, self._files = path, files
+
+    def names(self) -> list[str]:
+        """Return the names of the files in it."""
+        return [path.name for path in self._path.iterdir()]
 
     def json(self, name: str) -> dict[str, object]:
-        """Return the JSON object in the member `name`."""
-        if self._zip is None:
-            return parse_json((self._folder / name).read_bytes(), self._folder / name)
-        return parse_json(self._zip.read(self._member(name)), f"{self._path}/{name}")
+        """Return the JSON object in the file `name`."""
+        source = self._files.open(self._path / name)
+        return parse_json(source.read(), source.name)
 
     def hdf5(self, name: str) -> Group:
-        """Return the root group of the HDF5 file in the member `name`, whose checksum is verified first."""
-        if self._zip is None:
-            return read_hdf5(self._folder / name)
-        member = self._member(name)
-        if member.compress_type != zipfile.ZIP_STORED:
-            unpacked = self._folder / "unpacked.h5"
-            with self._zip.open(member) as source, unpacked.open("wb") as target:
-                shutil.copyfileobj(source, target, _CHUNK)
-            return read_hdf5(unpacked)
-        with self._zip.open(member) as source:  # Reading to the end compares the checksum.
-            while source.read(_CHUNK):
-                pass
-        return read_hdf5(self._path, self._start_of(member), member.file_size)
+        """Return the root group of the HDF5 file `name`."""
+        return read_hdf5(self._files.open(self._path / name))
+
+
+class Archive:
+    """A `.keras` archive."""
+
+    def __init__(self, source: Source, files: Files):
+        self._source, self._files = source, files
+        self._zip = zipfile.ZipFile(files.keep(source.as_file()))
+        self._check_names()
 
     def names(self) -> list[str]:
         """Return the names of the members."""
-        return [path.name for path in self._folder.iterdir()] if self._zip is None else self._zip.namelist()
+        return self._zip.namelist()
 
-    def _check_names(self, zipped: zipfile.ZipFile) -> None:
-        names = zipped.namelist()
+    def json(self, name: str) -> dict[str, object]:
+        """Return the JSON object in the member `name`."""
+        member = self._member(name)
+        return parse_json(self._zip.read(member), f"{self._source.name}/{name}")
+
+    def hdf5(self, name: str) -> Group:
+        """Return the root group of the HDF5 file in the member `name`, whose checksum is verified first."""
+        member = self._member(name)
+        where = f"{self._source.name}/{name}"
+        if member.compress_type != zipfile.ZIP_STORED:
+            unpacked = self._files.keep(tempfile.TemporaryFile())
+            with self._zip.open(member) as source:
+                shutil.copyfileobj(source, unpacked, _CHUNK)
+            return read_hdf5(Source(unpacked, where, 0, member.file_size))
+        with self._zip.open(member) as source:  # Reading to the end compares the checksum.
+            while source.read(_CHUNK):
+                pass
+        return read_hdf5(self._source.part(self._start_of(member), member.file_size, where))
+
+    def _check_names(self) -> None:
+        names = self._zip.namelist()
         for name in names:
             parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
             if ".." in parts or name.startswith(("/", "\\")) or ":" in name:
                 raise ValueError(
-                    f"A member of an archive must stay inside it. Received: {name!r} in {str(self._path)!r}. "
+                    f"A member of an archive must stay inside it. Received: {name!r} in {self._source.name!r}. "
                     "No Keras wrote this: do not trust it."
                 )
             if names.count(name) > 1:
                 raise ValueError(
                     f"A member must stand in an archive once. Received: {name!r}, {names.count(name)} times, "
-                    f"in {str(self._path)!r}. No Keras wrote this: do not trust it."
+                    f"in {self._source.name!r}. No Keras wrote this: do not trust it."
                 )
 
     def _member(self, name: str) -> zipfile.ZipInfo:
-        if self._zip is None or name not in self._zip.namelist():
+        if name not in self._zip.namelist():
             raise ValueError(
-                f"A `.keras` archive must hold {name!r}. Received: {self.names()} in {str(self._path)!r}. "
+                f"A `.keras` archive must hold {name!r}. Received: {self.names()} in {self._source.name!r}. "
                 "Save it again with Keras's `model.save`."
             )
         member = self._zip.getinfo(name)
         if member.file_size > max(_SMALL, _LARGEST_EXPANSION * member.compress_size):
             raise ValueError(
                 f"A member of an archive must not expand more than {_LARGEST_EXPANSION} times. Received: {name!r}, "
-                f"{member.compress_size} to {member.file_size} bytes, in {str(self._path)!r}, which is a zip bomb. "
+                f"{member.compress_size} to {member.file_size} bytes, in {self._source.name!r}, which is a zip bomb. "
                 "Pack it again without compression if you trust it."
             )
         return member
 
     def _start_of(self, member: zipfile.ZipInfo) -> int:
         """Return where the bytes of an uncompressed member begin: behind its own header, whose length only it tells."""
-        with self._path.open("rb") as file:
-            file.seek(member.header_offset)
-            name_length, extra_length = struct.unpack("<26x2H", file.read(30))
+        name_length, extra_length = struct.unpack("<26x2H", self._source.read(member.header_offset, 30))
         return member.header_offset + 30 + name_length + extra_length
-
-
-@contextlib.contextmanager
-def open_archive(path: pathlib.Path) -> Iterator[Archive]:
-    """Open a `.keras` archive or folder. Its arrays can be read until the context is left."""
-    if path.is_dir():
-        yield Archive(path, path, None)
-        return
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as zipped:
-        yield Archive(path, pathlib.Path(folder), zipped)
 
 
 def read_shards(index: Mapping[str, object], where: str, read: Callable[[str], Group]) -> Group:

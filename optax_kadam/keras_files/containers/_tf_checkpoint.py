@@ -20,8 +20,9 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.keras_files._lazy_array import LazyArray, read_into_place
+from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Checkpoint, Node
+from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files.containers._crc32c import crc32c, unmask
 
 _GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -34,7 +35,7 @@ _MOST_DIMENSIONS = 32  # An array in numpy 1 has no more.
 _FIXED = {1: 8, 5: 4}  # How many bytes a number takes in protobuf's wire types of a fixed length.
 
 
-def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
+def read_checkpoint(prefix: pathlib.Path, files: Files) -> Checkpoint:
     """Return the checkpoint that TensorFlow names `prefix`. Each array is verified when it is read.
 
     Raises:
@@ -48,14 +49,14 @@ def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
             "Hand over the path as TensorFlow takes it, and keep all its files together."
         )
     with _refusals_name(index):
-        table = _read_table(index.read_bytes())
-        files = _DataFiles(prefix, _Message(table.pop(b"", memoryview(b""))))
+        table = _read_table(files.open(index).read())
+        data_files = _DataFiles(prefix, _Message(table.pop(b"", memoryview(b""))), files)
         entries = {key: _read_entry(key, _Message(value)) for key, value in table.items()}
         tensors = {}
         for key, entry in entries.items():
-            path = files.find(entry)
+            source = data_files.find(entry)
             if entry.dtype is not None:
-                read = functools.partial(_read, path, entry, entry.dtype)
+                read = functools.partial(_read, source, entry, entry.dtype)
                 tensors[key.decode()] = LazyArray(entry.shape, entry.dtype, read)
         if _GRAPH not in entries:
             raise _Refusal(
@@ -63,9 +64,9 @@ def read_checkpoint(prefix: pathlib.Path) -> Checkpoint:
                 "which holds names alone, as a checkpoint of TensorFlow 1 does",
                 "Restore it in TensorFlow, and save it with `tf.train.Checkpoint` or `save_weights` of TensorFlow 2.",
             )
-    path = files.path(entries[_GRAPH])
-    with _refusals_name(path):
-        return Checkpoint(tensors, _read_graph(_Message(_read_string(path, entries[_GRAPH]))))
+    source = data_files.source(entries[_GRAPH].file)
+    with _refusals_name(pathlib.Path(source.name)):
+        return Checkpoint(tensors, _read_graph(_Message(_read_string(source, entries[_GRAPH]))))
 
 
 class _Refusal(Exception):
@@ -231,8 +232,9 @@ def _read_entry(key: bytes, message: _Message) -> _Entry:
 class _DataFiles:
     """The data files of a checkpoint."""
 
-    def __init__(self, prefix: pathlib.Path, header: _Message):
-        self._prefix, self._count = prefix, header.number(1)
+    def __init__(self, prefix: pathlib.Path, header: _Message, files: Files):
+        self._prefix, self._count, self._files = prefix, header.number(1), files
+        self._sources: dict[int, Source] = {}
         self._unclaimed: dict[int, int] = {}  # The bytes of each data file that no entry covers yet.
         version = header.message(3)
         if header.number(2):
@@ -246,50 +248,53 @@ class _DataFiles:
         if self._count < 1:
             raise _Refusal("An index must begin with its header.", f"num_shards={self._count}")
 
-    def path(self, entry: _Entry) -> pathlib.Path:
-        return pathlib.Path(f"{self._prefix}.data-{entry.file:05d}-of-{self._count:05d}")
-
-    def find(self, entry: _Entry) -> pathlib.Path:
+    def find(self, entry: _Entry) -> Source:
         """Return the data file of `entry`, or raise if its bytes cannot be there."""
         if not 0 <= entry.file < self._count:
             raise _Refusal("A tensor must stand in a data file.", f"one in file {entry.file} of {self._count}")
         if entry.dtype is not None and entry.size != math.prod(entry.shape) * entry.dtype.itemsize:
             raise _Refusal("A tensor must fill its shape.", f"{entry.size} bytes for {entry.shape} of {entry.dtype}")
-        path = self.path(entry)
-        if not path.is_file():
-            raise _Refusal("A checkpoint must have all its files.", f"and no file {path.name!r}", "Copy it there too.")
-        length = path.stat().st_size
+        source = self.source(entry.file)
+        length = source.size
         unclaimed = self._unclaimed[entry.file] = self._unclaimed.get(entry.file, length) - entry.size
         if min(entry.offset, entry.size, unclaimed, length - entry.offset - entry.size) < 0:
             raise _Refusal(
                 "A data file must hold what its index lists.",
-                f"which lists {entry.place} of the {length} of {path.name!r}",
+                f"which lists {entry.place} of the {length} of {source.name!r}",
                 "The data file was cut off, or is of another checkpoint: copy both again.",
             )
-        return path
+        return source
+
+    def source(self, number: int) -> Source:
+        """Return the data file of this number."""
+        if number not in self._sources:
+            path = pathlib.Path(f"{self._prefix}.data-{number:05d}-of-{self._count:05d}")
+            if not path.is_file():
+                must = "A checkpoint must have all its files."
+                raise _Refusal(must, f"and no file {path.name!r}", "Copy it there too.")
+            self._sources[number] = self._files.open(path)
+        return self._sources[number]
 
 
 # The data files hold the bytes of the tensors.
 
 
-def _read(path: pathlib.Path, entry: _Entry, dtype: np.dtype) -> np.ndarray:
-    with _refusals_name(path):
-        array = read_into_place(path, entry.offset, entry.shape, dtype)
+def _read(source: Source, entry: _Entry, dtype: np.dtype) -> np.ndarray:
+    with _refusals_name(pathlib.Path(source.name)):
+        array = source.read_array(entry.offset, entry.shape, dtype)
         if crc32c(array) != entry.checksum:
             raise _Refusal("A tensor must match its checksum.", entry.place)
         return array
 
 
-def _read_string(path: pathlib.Path, entry: _Entry) -> memoryview:
+def _read_string(source: Source, entry: _Entry) -> memoryview:
     """Return the string in a tensor of one string.
 
     Its bytes follow its length, and the checksum of its length as an integer of 4 or 8 bytes.
     """
     if entry.kind != 7 or entry.shape:
         raise _Refusal("The graph of the objects must be a string.", f"dtype {entry.kind} of shape {entry.shape}")
-    with path.open("rb") as file:
-        file.seek(entry.offset)
-        data = memoryview(file.read(entry.size))
+    data = memoryview(source.read(entry.offset, entry.size))
     length, at = _read_varint(data, 0)
     masked, text = _part(data, at, 4), _part(data, at + 4, length)
     checksum = crc32c(length.to_bytes(4 if length < 2**32 else 8, "little"))

@@ -4,8 +4,10 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+from optax_kadam.keras_files._source import Files
 
-def optimizer_config(folder: pathlib.Path) -> Mapping[str, object] | None:
+
+def optimizer_config(folder: pathlib.Path, files: Files) -> Mapping[str, object] | None:
     """Return the serialized optimizer of the SavedModel in `folder`, or None if it was saved without one.
 
     The file lists a message for each object, with a JSON text in it. The first is that of the model.
@@ -16,7 +18,7 @@ def optimizer_config(folder: pathlib.Path) -> Mapping[str, object] | None:
     metadata = folder / "keras_metadata.pb"
     if not metadata.exists():  # Keras 3's `export` writes none.
         return None
-    text = metadata.read_bytes().decode(errors="replace")
+    text = files.open(metadata).read().decode(errors="replace")
     try:
         model, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
         config = (model.get("training_config") or {}).get("optimizer_config")
