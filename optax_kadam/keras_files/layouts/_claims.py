@@ -15,7 +15,11 @@ def check_claimed(root: Group, arrays: Iterable[LazyArray], attributes: Collecti
     claimed = {id(array) for array in arrays}
     for path, group in _groups(root, ""):
         left = [f"the array {path}/{name}" for name, array in group.arrays.items() if id(array) not in claimed]
-        left += [f"the attribute {name!r} of {path or '/'}" for name in group.attrs if name.rstrip("0123456789") not in attributes]
+        left += [
+            f"the attribute {name!r} of {path or '/'}"
+            for name in group.attrs
+            if name.rstrip("0123456789") not in attributes
+        ]
         if left:
             raise ValueError(
                 f"What a file holds must belong to a layer or to the optimizer. Received: {left[0]}, which belongs to "

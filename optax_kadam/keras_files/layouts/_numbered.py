@@ -50,6 +50,8 @@ def numbered_contents(
     name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
     if parsed is None:
         check_name(name)
+    if not optimizer:
+        _check_no_other_optimizer(root, generation)
     layers = read_layers(root, model, generation)
     outer = numbered(optimizer.at("vars")) if optimizer else []  # Of a loss scale around, those of `arrays` otherwise.
     repeated = (array for layer in layers.all_layers() for array in layer.repeated)
@@ -66,6 +68,17 @@ def numbered_contents(
             f"{len(arrays)} arrays of several possible kinds, and no configuration. {NEEDS_CONFIG}"
         )
     return Contents(generation, config, variables, _with_scale(slots, optimizer, generation))
+
+
+def _check_no_other_optimizer(root: Group, generation: Generation) -> None:
+    """Raise if a group has the arrays of an optimizer under another name, as after a flipped bit in `optimizer`."""
+    for name, group in root.groups.items():
+        lists = [numbered(group.at(path)) for path in ("vars", "inner_optimizer/vars")]
+        if any(slots for arrays in lists for slots in _splits(arrays, generation, None, None)):
+            raise ValueError(
+                f"The arrays of an optimizer must stand in a group `optimizer`. Received: them in {name!r}. "
+                "The file is damaged, or no Keras wrote it."
+            )
 
 
 def _fitting(
