@@ -242,8 +242,8 @@ def _count(name: str, scalar: LazyArray) -> int:
     count = scalar.read()
     if count.shape or count.dtype.kind != "i" or count < 0:
         raise ValueError(
-            f"`{name}` must be a number of steps, as a signed integer. Received: {name}={count} of dtype {count.dtype}. "
-            "The file is damaged, or no Keras wrote it."
+            f"`{name}` must be a number of steps, as a signed integer. Received: {name}={count} of dtype "
+            f"{count.dtype}. The file is damaged, or no Keras wrote it."
         )
     return int(count)
 
