@@ -96,7 +96,9 @@ class KerasTraining:
           params: a tree of the parameters to train, as arrays or `jax.ShapeDtypeStruct`s, whose sharding is kept: a
             Flax NNX state, a Linen tree, nested dicts, or a flat list.
           tx: the transformation that goes on. The default is `transformation()` or, if the file holds no configuration,
-            the plainest `kadam` that keeps this state. It may be part of a chain, whose other state begins anew.
+            the plainest `kadam` that keeps this state. It may be `optax.adam` or a chain, and stand inside `partition`,
+            `masked`, `inject_hyperparams` or `MultiSteps`: each count of the steps is Keras's then, and a number that
+            Keras does not keep is as `tx.init` makes it.
           rename: what Keras's paths are called in `params`: a function from a path of Keras's, which returns None for
             one that keeps its name; or a mapping of parts of paths, such as `{"m/d1": "Dense_0"}`, of which the longest
             that is found in a path is replaced.
@@ -107,7 +109,7 @@ class KerasTraining:
 
         Raises:
           ValueError: if a variable is missing, left over, or of another shape or dtype: the message names both paths;
-            or if the file does not hold the state that `tx` keeps.
+            or if `tx` keeps other arrays than the file holds, such as those of `optax.trace`.
         """
         if self.mu is None:
             raise ValueError(

@@ -147,7 +147,7 @@ def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iter
 
 
 def _opened(layer: Layer, rest: _Agenda, *, is_any_right: bool) -> _Agenda:
-    """Return the agenda that begins with the children of `layer`, in their order if that is known or if any is right."""
+    """Return the agenda that begins with the children of `layer`, in their order if it is known or any is right."""
     if not (layer.is_in_a_row or is_any_right):
         return (layer, frozenset(), rest)
     for index in reversed(_an_order(layer)):
