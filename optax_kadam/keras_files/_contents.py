@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Self, TypeVar
 
 from optax_kadam._generations import Generation
+from optax_kadam.config._parse import OTHERS
 from optax_kadam.keras_files._lazy_array import LazyArray
 
 
@@ -19,8 +20,6 @@ class Variable:
 
 
 NEEDS_CONFIG = "Hand over its configuration: `load_keras(path, config=optimizer.get_config())`."
-# The default names of those of Keras's other optimizers whose arrays look like Adam's in a file.
-_LIKE_ADAM = re.compile(r"(adadelta|adamax|ftrl|lamb|nadam)(_\d+)?", re.IGNORECASE)
 _NOT_TRAINABLE = re.compile(r".*/(moving_mean|moving_variance)(:0)?")
 
 
@@ -34,7 +33,7 @@ def with_guessed_trainability(variable: Variable) -> Variable:
 
 def check_name(optimizer: str) -> None:
     """Raise if `optimizer` is the name of another optimizer than Adam; only needed where there is no configuration."""
-    if _LIKE_ADAM.fullmatch(optimizer):
+    if OTHERS.fullmatch(optimizer):
         raise ValueError(
             f"The optimizer must be an Adam. Received: one that is called {optimizer!r}, without a configuration. "
             f"If it is an Adam: {NEEDS_CONFIG}"
