@@ -1,8 +1,8 @@
 """`Source`: the bytes of one open file, or of a part of it, read through one descriptor.
 
-A file may be replaced while it is loaded, as a checkpoint beside a training is. Hence each is opened once (`Files`), all
-of it is read through that descriptor, and a file that is written to meanwhile is refused. Of a file that is damaged or
-hostile, no byte counts twice (`Claims`): reading takes no more time and memory than the file is long.
+A file may be replaced while it is loaded, as a checkpoint beside a training is. Hence each is opened once (`Files`),
+all of it is read through that descriptor, and a file that is written to meanwhile is refused. No byte may belong to two
+things (`Claims`), so that the time and the memory of a load are bounded by the length of the file, whatever it holds.
 """
 
 import contextlib
@@ -144,8 +144,8 @@ class Files:
                 is_same = path.exists() and os.path.samestat(path.stat(), then)
             if not is_same:
                 raise ValueError(
-                    f"A file must not change while it is read. Received: {str(path)!r}, which was written to meanwhile. "
-                    "Load it again, or copy it first."
+                    f"A file must not change while it is read. Received: {str(path)!r}, which was written to "
+                    "meanwhile. Load it again, or copy it first."
                 )
 
 
