@@ -41,9 +41,24 @@ class Archive:
         size = sum(path.stat().st_size for path in paths.values())
         return cls(str(folder), size, paths.keys(), lambda name: files.open(paths[name]))
 
+    def names(self) -> Collection[str]:
+        """Return the names of the files."""
+        return self._names
+
+    def read(self, name: str) -> Source:
+        """Return the bytes of the file `name`, whose checksum has been verified if the archive holds one."""
+        if name not in self._names:
+            some = ", ".join(repr(other[:50]) for other in sorted(self._names)[:5])
+            raise ValueError(
+                f"An archive of Keras's must hold {name!r}. Received: {self._path!r}, which holds "
+                f"{len(self._names)} other files: {some}. "
+                "Copy or unpack it again, or save it again with Keras's `model.save`."
+            )
+        return self._read(name)
+
     def json(self, name: str) -> dict[str, object]:
         """Return the JSON object in the file `name`."""
-        source = self._source(name)
+        source = self.read(name)
         parsed = read_json(source, self._json_left)
         self._json_left -= source.size
         return parsed
@@ -77,7 +92,7 @@ class Archive:
         return self._hdf5(WEIGHTS)
 
     def _shards(self) -> Group:
-        shards = {name for name in self._names if name.endswith(".weights.h5")}
+        shards = {name for name in self._names if name.endswith(".weights.h5") and "/" not in name}
 
         def read(name: str) -> Group:
             shards.discard(name)
@@ -92,14 +107,4 @@ class Archive:
         return root
 
     def _hdf5(self, name: str) -> Group:
-        return read_hdf5(self._source(name))
-
-    def _source(self, name: str) -> Source:
-        if name not in self._names:
-            some = ", ".join(repr(other[:50]) for other in sorted(self._names)[:5])
-            raise ValueError(
-                f"An archive of Keras's must hold {name!r}. Received: {self._path!r}, which holds "
-                f"{len(self._names)} other files: {some}. "
-                "Copy or unpack it again, or save it again with Keras's `model.save`."
-            )
-        return self._read(name)
+        return read_hdf5(self.read(name))
