@@ -6,6 +6,7 @@ import shutil
 
 import h5py
 import numpy as np
+import optax
 import pytest
 
 import optax_kadam as ok
@@ -196,6 +197,24 @@ def test_bfloat16_and_a_loss_scale_are_read(tmp_path):
         training = ok.load_keras(path)
         assert [array.dtype.name for array in training.mu.values()] == ["bfloat16"] * 2 + ["float16"] * 2
         assert training.dynamic_scale == 8.0 and training.step_counter == 0
+
+
+@keras_rules()
+@pytest.mark.parametrize("ending", ["keras", "weights.h5"])
+def test_the_scale_that_a_policy_puts_around_is_there(ending, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, dtype="mixed_float16")])
+    model.compile("adam", "mse", auto_scale_loss=True)
+    model.dtype_policy = keras.DTypePolicy("mixed_float16")
+    model.compile("adam", "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    model.fit(np.ones((8, 4), np.float32), np.ones((8, 3), np.float32), verbose=0)
+    path = tmp_path / f"x.{ending}"
+    model.save(path) if ending == "keras" else model.save_weights(path)
+    inner = keras.optimizers.serialize(model.optimizer.inner_optimizer)
+    training = ok.load_keras(path, config=None if ending == "keras" else inner)
+    assert training.config["class_name"] == "LossScaleOptimizer" and training.dynamic_scale == 2.0**15
+    _, state = training.restore({path: training.variables[path] for path in training.mu})
+    assert optax.tree.get(state, "dynamic_scale") == 2.0**15 and optax.tree.get(state, "iterations") == 1
 
 
 SUBSET = ["k3j/adam.keras", "k3j/adam.h5", "tfk/amsgrad.weights.h5", "k3j/adam.weights.json", "tfk/adam_savedmodel"]

@@ -25,6 +25,9 @@ from optax_kadam.keras_files.layouts._claims import check_claimed
 from optax_kadam.keras_files.layouts._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_order
 
+# With the policy `mixed_float16`, Keras 3 puts this around the optimizer, and saves the config of the optimizer alone.
+_SCALE = {"name": "loss_scale_optimizer", "initial_scale": 2.0**15, "dynamic_growth_steps": 2000}
+
 
 def numbered_contents(
     root: Group,
@@ -67,7 +70,11 @@ def numbered_contents(
             "The kinds of an optimizer's arrays must follow from its configuration or from their number. Received: "
             f"{len(arrays)} arrays of several possible kinds, and no configuration. {NEEDS_CONFIG}"
         )
-    return Contents(generation, config, variables, _with_scale(slots, optimizer, generation))
+    slots = _with_scale(slots, optimizer, generation)
+    if slots.dynamic_scale is not None and parsed and not parsed.loss_scale:
+        inside = {**_SCALE, "inner_optimizer": config}
+        config = {"module": "keras.optimizers", "class_name": "LossScaleOptimizer", "config": inside}
+    return Contents(generation, config, variables, slots)
 
 
 def _check_no_other_optimizer(root: Group, generation: Generation) -> None:
