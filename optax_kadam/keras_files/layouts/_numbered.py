@@ -21,6 +21,7 @@ from optax_kadam.config._parse import OptimizerConfig, parse
 from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
+from optax_kadam.keras_files.layouts._claims import check_claimed
 from optax_kadam.keras_files.layouts._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_order
 
@@ -50,6 +51,9 @@ def numbered_contents(
     if parsed is None:
         check_name(name)
     layers = read_layers(root, model, generation)
+    outer = numbered(optimizer.at("vars")) if optimizer else []  # Of a loss scale around, those of `arrays` otherwise.
+    repeated = (array for layer in layers.all_layers() for array in layer.repeated)
+    check_claimed(root, [*(array for _, array in layers.all_own()), *repeated, *arrays, *outer], ("name",))
     fitting, reasons = _fitting(arrays, layers, generation, parsed, keras_version, trainable)
     if not fitting and not any(array.shape for array in arrays):  # The optimizer is missing or was not built.
         return Contents(generation, config, in_order(layers, None, trainable), None)
