@@ -26,10 +26,12 @@ from optax_kadam.keras_files._source import UNTRUSTED, Claims, Source
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _VERSIONS = bytes([0, 0, 0, 0, 0, 8, 8, 0])  # All versions are 0; an address and a length have 8 bytes.
 _NOWHERE = 2**64 - 1  # The address of what is not stored.
+_NO_MORE = 1  # The address behind the last free part of a heap.
 _MOST_LEVELS = 100  # Groups inside groups: a model of 30 nested models has 60.
 _LONGEST_PATH = 10_000  # Without this bound, 10^4 members of a group with a name of 10 MB had paths of 100 GB.
 _HIGHEST_RANK = 32  # HDF5's own bound.
-_REPACK = "Pack it anew: `h5repack --low=0 --high=0 --filter=NONE --layout=CONTI old.h5 new.h5`."
+_PACK = "`h5repack --low=0 --high=0 --filter=NONE --layout=CONTI old.h5 new.h5`"
+_REPACK = f"Pack it anew: {_PACK}."
 
 # The kinds of messages in a header.
 _NIL, _SPACE, _LINK_INFO, _TYPE, _FILL, _LINK, _EXTERNAL, _LAYOUT = 0, 1, 2, 3, 5, 6, 7, 8
@@ -99,6 +101,8 @@ class _Reader:
     def __init__(self, source: Source):
         self._source, self._claims = source, Claims(source)
         self._heaps: dict[int, dict[int, bytes]] = {}
+        if source.size < 96:
+            raise source.refusal("An HDF5 file must be whole.", f"of {source.size} bytes")
         head = self._take(0, 56)
         if head[:8] == SIGNATURE and head[8] in (1, 2, 3):
             must = "An HDF5 file must have a superblock of version 0, as Keras's have."
@@ -189,10 +193,11 @@ class _Reader:
 
     def _links(self, tree: int, heap: int, path: str) -> Iterator[_Link]:
         """Yield the members of a group from its B-tree and its heap of names."""
-        signature, size, place = self._unpack("<8sQ8xQ", self._take(heap, 32))
+        signature, size, free, place = self._unpack("<8s3Q", self._take(heap, 32))
         if signature != b"HEAP\0\0\0\0":
             raise self._untrusted("A group must have a heap of names.", f"{signature!r} for {path!r}")
         names, left, last = self._take(place, size), size, b""
+        unused = bytearray(names)
         for table in self._tables(tree, path):
             signature, count = self._unpack("<6sH", table)
             if signature != b"SNOD\1\0":
@@ -204,7 +209,18 @@ class _Reader:
                 if start % 8 or end < start or left < 0 or names[start:end] <= last:
                     raise self._untrusted("The names in a group must ascend.", f"one at {start} of {path!r}")
                 last = names[start:end]
+                unused[start:end] = bytes(end - start)
                 yield _Link(self._text(last, path), address, members)
+        while free != _NO_MORE:
+            start, (free, count) = free, self._unpack("<QQ", names, free)
+            unused[start : start + count] = bytes(len(self._part(names, start, count)))
+            left -= count
+            if count < 16 or left < 0:
+                raise self._untrusted("The free parts of a heap must lie apart.", f"one at {start} of {path!r}")
+        if any(unused):  # A count is too small, or h5py deleted a link here.
+            must = "Each name in a group must lead to a member."
+            remedy = f"If h5py edited it, pack it anew: {_PACK}. If not, it is damaged: copy it again."
+            raise self._source.refusal(must, f"one in {path or '/'!r} that leads nowhere", remedy)
 
     def _tables(self, address: int, path: str, level: int | None = None) -> Iterator[bytes]:
         """Yield the tables of symbols below the node at `address` of a B-tree, in order."""
