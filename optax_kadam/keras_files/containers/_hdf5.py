@@ -267,7 +267,7 @@ class _Reader:
         if message not in _DTYPES:
             raise self._untrusted("A dataset must hold numbers.", f"type {message.hex()} of {path!r}")
         dtype = _DTYPES[message]
-        if attributes.get("dtype", dtype.name) != dtype.name:
+        if "dtype" in attributes and attributes["dtype"] != dtype.name:
             received = f"dtype={attributes['dtype']!r} of {path!r}, which is {dtype.name}"
             raise self._untrusted("The attribute `dtype` must be the dataset's type.", received)
         version, layout = self._unpack("<BB", found[_LAYOUT])
