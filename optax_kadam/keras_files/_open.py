@@ -31,13 +31,14 @@ def opened(
     The arguments are those of `load_keras`.
     """
     with Files() as files:
-        yield _contents(path, config, trainable, files)
+        yield contents_of(path, config, trainable, files)
         files.check_unchanged()
 
 
-def _contents(
+def contents_of(
     path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
 ) -> Contents:
+    """Return the contents of the file at `path`, which `files` opens; they can be read until it is closed."""
     if path.is_dir() and (path / "saved_model.pb").exists():
         return graph_contents(read_checkpoint(path / "variables" / "variables", files), config or optimizer_config(path, files))
     if path.is_dir() and (path / "config.json").exists():

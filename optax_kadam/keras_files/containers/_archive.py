@@ -61,17 +61,21 @@ class Archive:
 
     def hdf5(self, name: str) -> Group:
         """Return the root group of the HDF5 file in the member `name`, whose checksum is verified first."""
+        return read_hdf5(self.read(name))
+
+    def read(self, name: str) -> Source:
+        """Return the bytes of the member `name`, whose checksum has been verified."""
         member = self._member(name)
         where = f"{self._source.name}/{name}"
         if member.compress_type != zipfile.ZIP_STORED:
             unpacked = self._files.keep(tempfile.TemporaryFile())
             with self._zip.open(member) as source:
                 shutil.copyfileobj(source, unpacked, _CHUNK)
-            return read_hdf5(Source(unpacked, where, 0, member.file_size))
+            return Source(unpacked, where, 0, member.file_size)
         with self._zip.open(member) as source:  # Reading to the end compares the checksum.
             while source.read(_CHUNK):
                 pass
-        return read_hdf5(self._source.part(self._start_of(member), member.file_size, where))
+        return self._source.part(self._start_of(member), member.file_size, where)
 
     def _check_names(self) -> None:
         names = self._zip.namelist()
