@@ -31,7 +31,7 @@ SAVED_INTO = TEMPLATE if TARGET.suffixes == [".h5"] else TARGET
 def trainings(count):
     """Return trainings of the template's model, which differ in every array and in the learning rate."""
     training = ok.load_keras(TEMPLATE)
-    params, state = training.restore({path: training.variables[path] for path in training.mu})
+    params, state = training.restore({path: training.variables[path] for path in training.mu or ()})
     trees = jax.tree.map(np.asarray, (params, state))
     return [jax.tree.map(lambda leaf, by=by: leaf + leaf.dtype.type(by), trees) for by in range(count)]
 
@@ -135,13 +135,16 @@ def kill_at_random(old, new, count):
 def save_together(count=30):
     several = trainings(3)
     possible = [written(training) for training in several]
-    pids = [forked(lambda training=training: [save(training) for _ in range(count)]) for training in several]
+    running = {forked(lambda training=training: [save(training) for _ in range(count)]) for training in several}
     found = []
-    while not found or any(os.waitpid(pid, os.WNOHANG)[0] == 0 for pid in pids[-1:]):
+    while running:
         found.append(possible.index(TARGET.read_bytes()))
-    assert not any(was_killed(pid) for pid in pids[:-1]) and os.listdir(FOLDER) == [TARGET.name], os.listdir(FOLDER)
+        ended = {pid: status for pid, status in (os.waitpid(pid, os.WNOHANG) for pid in running) if pid}
+        assert not any(ended.values()), ended
+        running -= set(ended)
+    assert os.listdir(FOLDER) == [TARGET.name], os.listdir(FOLDER)
     changes = sum(a != b for a, b in zip(found, found[1:], strict=False))
-    print(f"{len(pids) * count} saves: {len(found)} whole files were read, {changes} times another than before")
+    print(f"{len(several) * count} saves: {len(found)} whole files were read, {changes} times another than before")
 
 
 TARGET.write_bytes(TEMPLATE.read_bytes())
