@@ -28,7 +28,7 @@ CONTENDERS = {
 
 
 # "leaves" starts a process for each contender; the steps of "rows" and "training" take long to compile.
-@pytest.mark.parametrize("question", mostly_slow(zip(QUESTIONS), lambda question: question in ("dense", "clipped")))
+@pytest.mark.parametrize("question", mostly_slow(zip(QUESTIONS), lambda question: question == "dense"))
 @keras_rules()
 def test_every_question_is_measured_without_torch(
     question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -194,6 +194,7 @@ def test_bad_input_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_question_that_fails_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

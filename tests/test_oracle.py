@@ -31,16 +31,21 @@ RUNS = [
     if status == "ok" and case["id"] not in ROWS_ONLY
     if case["dtype"] == "float32" or runner == "k3-jax64-eager"  # For float16 and bfloat16 see test_precision.py.
 ]
+EAGER = [run for run in RUNS if run[1].endswith("eager")]
+# Op by op, each case in the rules of one generation, by turns; the slow test below takes all of them to their ends.
+DAILY = [run for run in RUNS if run not in EAGER]
+for number, case_id in enumerate(dict.fromkeys(case_id for case_id, _ in EAGER)):
+    of_case = [run for run in EAGER if run[0] == case_id]
+    DAILY.append(of_case[number % len(of_case)])
 
 
-@pytest.mark.parametrize(("case_id", "runner"), RUNS)
+@pytest.mark.parametrize(("case_id", "runner"), DAILY)
 def test_recorded_run(case_id, runner):
-    """Op by op only the first steps; the slow test below takes the later ones, and here the jitted run of the case."""
     compare(CASES[case_id], runner, steps=200 if runner.endswith("jit") else 10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case_id", "runner"), [run for run in RUNS if run[1].endswith("eager")])
+@pytest.mark.parametrize(("case_id", "runner"), EAGER)
 def test_recorded_run_to_its_end(case_id, runner):
     compare(CASES[case_id], runner, steps=200)
 

@@ -9,6 +9,7 @@ Source: `get_config`, `from_config` and `serialize` of `keras/src/optimizers/{ba
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ KEYS: dict[Generation, tuple[str, ...]] = {
     "tf_keras": (*_BASE_KEYS, *_EMA_KEYS, *_ADAM_KEYS, "adaptive_epsilon", *_NO_ARGUMENTS),
     "legacy": (*(key for key in _BASE_KEYS if key != "weight_decay"), *_ADAM_KEYS, "decay", "lr"),
 }
+# The default names of those of Keras's other optimizers whose arguments, or whose arrays in a file, look like Adam's.
+OTHERS = re.compile(r"(adadelta|adamax|ftrl|lamb|lion|nadam)(_\d+)?", re.IGNORECASE)
 _WRAPPERS = ("lossscaleoptimizer", "lossscaleoptimizerv1", "lossscaleoptimizerv3")
 # Keras 3 wrote these keys before 3.12 without any effect. Since then, it refuses other values than these.
 _WRAPPER_DEFAULTS = {key: None for key in ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue", *_KERAS3_ONLY)}
@@ -95,6 +98,12 @@ def parse(config: Mapping[str, object]) -> OptimizerConfig:
             f"Received: config={config!r}."
         )
     if "class_name" not in config and "inner_optimizer" not in config:
+        if OTHERS.fullmatch(str(config.get("name"))):
+            raise ValueError(
+                "`config` must be that of an Adam. Received: "
+                f"name={config['name']!r}, the default name of another optimizer, and no class name. "
+                "If it is an Adam, hand over `keras.optimizers.serialize(optimizer)`."
+            )
         return _parse_adam(config, _generation("", config))
     if "class_name" not in config:
         return _parse_wrapper(config)

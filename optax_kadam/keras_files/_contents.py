@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Self, TypeVar
 
 from optax_kadam._generations import Generation
+from optax_kadam.config._parse import OTHERS
 from optax_kadam.keras_files._lazy_array import LazyArray
 
 
@@ -19,8 +20,6 @@ class Variable:
 
 
 NEEDS_CONFIG = "Hand over its configuration: `load_keras(path, config=optimizer.get_config())`."
-# The default names of those of Keras's other optimizers whose arrays look like Adam's in a file.
-_LIKE_ADAM = re.compile(r"(adadelta|adamax|ftrl|lamb|nadam)(_\d+)?", re.IGNORECASE)
 _NOT_TRAINABLE = re.compile(r".*/(moving_mean|moving_variance)(:0)?")
 
 
@@ -34,7 +33,7 @@ def with_guessed_trainability(variable: Variable) -> Variable:
 
 def check_name(optimizer: str) -> None:
     """Raise if `optimizer` is the name of another optimizer than Adam; only needed where there is no configuration."""
-    if _LIKE_ADAM.fullmatch(optimizer):
+    if OTHERS.fullmatch(optimizer):
         raise ValueError(
             f"The optimizer must be an Adam. Received: one that is called {optimizer!r}, without a configuration. "
             f"If it is an Adam: {NEEDS_CONFIG}"
@@ -78,14 +77,19 @@ class Slots:
         return {name: arrays for name, arrays in lists.items() if arrays is not None}
 
 
-def with_unique_paths(variables: Iterable[Variable]) -> list[Variable]:
+def with_unique_paths(variables: Sequence[Variable]) -> list[Variable]:
     """Return the variables with distinct paths: of those that Keras gives the same path, the second has `path#2`."""
-    seen: dict[str, int] = {}
+    taken = {variable.path for variable in variables}
+    counts: dict[str, int] = {}
     unique = []
     for variable in variables:
-        count = seen[variable.path] = seen.get(variable.path, 0) + 1
-        path = variable.path if count == 1 else f"{variable.path}#{count}"
-        unique.append(dataclasses.replace(variable, path=path))
+        path = variable.path
+        count = counts.get(path, 0) + 1
+        while count > 1 and f"{path}#{count}" in taken:
+            count += 1
+        counts[path] = count
+        unique.append(dataclasses.replace(variable, path=path if count == 1 else f"{path}#{count}"))
+        taken.add(unique[-1].path)
     return unique
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from optax_kadam.keras_files._lazy_array import LazyArray
 
-
 Attributes = Mapping[str, str | list[str]]
 
 

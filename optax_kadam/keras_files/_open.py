@@ -8,18 +8,19 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files._json import read_json
 from optax_kadam.keras_files._source import Files
-from optax_kadam.keras_files.containers._archive import WEIGHTS, ZIP_SIGNATURE, Archive, Folder, read_shards
+from optax_kadam.keras_files.containers._archive import Archive
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
+from optax_kadam.keras_files.containers._shards import read_shards
 from optax_kadam.keras_files.containers._tf_checkpoint import read_checkpoint
+from optax_kadam.keras_files.containers._zip import SIGNATURE as ZIP_SIGNATURE
 from optax_kadam.keras_files.layouts._graphs import graph_contents
 from optax_kadam.keras_files.layouts._named import named_contents
 from optax_kadam.keras_files.layouts._numbered import numbered_contents
 from optax_kadam.keras_files.layouts._saved_model import optimizer_config
 
 _LONGEST_LINE = 10_000  # Characters that the first line of a `checkpoint` may have.
-
 
 
 @contextlib.contextmanager
@@ -38,11 +39,25 @@ def opened(
 def contents_of(
     path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
 ) -> Contents:
-    """Return the contents of the file at `path`, which `files` opens; they can be read until it is closed."""
+    """Return the contents of the file at `path`. Their arrays can be read until `files` is closed."""
+    contents = _contents(path, config, trainable, files)
+    if not contents.variables:
+        raise ValueError(
+            f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
+            "Save the model with `model.save('model.keras')`."
+        )
+    return contents
+
+
+def _contents(
+    path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
+) -> Contents:
     if path.is_dir() and (path / "saved_model.pb").exists():
-        return graph_contents(read_checkpoint(path / "variables" / "variables", files), config or optimizer_config(path, files))
+        return graph_contents(
+            read_checkpoint(path / "variables" / "variables", files), config or optimizer_config(path, files)
+        )
     if path.is_dir() and (path / "config.json").exists():
-        return _archived(Folder(path, files), config, trainable)
+        return _archived(Archive.unpacked(path, files), config, trainable)
     if path.is_dir() and (path / "checkpoint").exists():
         return graph_contents(read_checkpoint(_latest(path, files), files), config)
     if path.suffix == ".index" and path.exists():
@@ -57,13 +72,13 @@ def contents_of(
         source = files.open(path)
         signature = source.read(0, min(8, source.size))
         if signature[:4] == ZIP_SIGNATURE:
-            return _archived(Archive(source, files), config, trainable)
+            return _archived(Archive.zipped(source, files), config, trainable)
         if signature == SIGNATURE:
             root = read_hdf5(source)
             is_named = root.at("model_weights") or "layer_names" in root.attrs or "layer_names0" in root.attrs
             return named_contents(root, config) if is_named else numbered_contents(root, None, config, None, trainable)
         if path.name.endswith(".json"):
-            index = parse_json(source.read(), source.name)
+            index = read_json(source)
             shards = read_shards(index, source.name, lambda name: read_hdf5(files.open(_beside(path, name))))
             return numbered_contents(shards, None, config, None, trainable)
     raise ValueError(
@@ -94,20 +109,9 @@ def _latest(folder: pathlib.Path, files: Files) -> pathlib.Path:
     return folder / name
 
 
-def _archived(archive: Archive | Folder, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
-    version = str(archive.json("metadata.json").get("keras_version"))
+def _archived(archive: Archive, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
+    version = archive.keras_version()
     model = archive.json("config.json")
     compiled = model.get("compile_config")
     found = compiled.get("optimizer") if isinstance(compiled, dict) else None
-    names = archive.names()
-    if WEIGHTS not in names and "model.weights.npz" in names:
-        raise ValueError(
-            "The weights of a `.keras` archive must be HDF5. Received: 'model.weights.npz', which holds pickled "
-            "objects, and unpickling runs code. "
-            'Save the model again with `keras.saving.save_model(..., weights_format="h5")`.'
-        )
-    if WEIGHTS not in names and "model.weights.json" in names:
-        root = read_shards(archive.json("model.weights.json"), "model.weights.json", archive.hdf5)
-    else:
-        root = archive.hdf5(WEIGHTS)
-    return numbered_contents(root, model, config or found, version, trainable)
+    return numbered_contents(archive.weights(), model, config or found, version, trainable)

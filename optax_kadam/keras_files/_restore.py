@@ -13,6 +13,7 @@ from optax_kadam.keras_files._match import Leaf, Rename, leaf_path, match_leaves
 Arrays = Mapping[str, np.ndarray]
 Tree = TypeVar("Tree")
 SLOTS = ("mu", "nu", "nu_max", "average", "accumulator")
+_COUNTS = ("count", "gradient_step")  # What optax calls the number of steps.
 _LARGEST_COUNT = 2**31 - 1  # The step count of `kadam` goes no further.
 
 
@@ -35,27 +36,76 @@ def restore(
       rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
     """
     keras_paths = match_leaves(params, list(variables), rename, list(slots["mu"]))
-    restored = _filled(params, params, keras_paths, variables)
+    like = _by_path(params, keras_paths)
+    kept = jax.eval_shape(tx.init, params)
+    _check_kept(kept, slots)
     # A variable that Keras did not train has no slots: they begin as in a new optimizer, its average at the variable.
-    untrained = {path: array for path, array in variables.items() if path not in slots["mu"]}
-    state = tx.init(jax.tree.map(_without_elements, params))
+    zeros = {path: np.zeros_like(array) for path, array in variables.items()}
+    fillings = {name: {**(variables if name == "average" else zeros), **slot} for name, slot in slots.items()}
+    fillings["acc_grads"] = zeros  # Those of `optax.MultiSteps`: Keras saves between two windows.
+    numbers = iter(jax.jit(lambda: _numbers(tx.init(jax.tree.map(_zeros, params))))())
+    leaves, found = [], set()
+    for path, leaf in jax.tree.leaves_with_path(kept):
+        name, inner = _slot(path)
+        if name in fillings and (name, leaf_path(inner)) not in found:
+            found.add((name, leaf_path(inner)))
+            leaves.append(_placed(inner, leaf, like, fillings[name]))
+        elif not name and _is_number(leaf):
+            leaves.append(_number(path, next(numbers), scalars))
+        else:
+            raise ValueError(
+                "`tx` must keep no more than Keras's Adam does. Received: "
+                f"{jax.tree_util.keystr(path)} of shape {leaf.shape} in its state, which no file of Keras's holds. "
+                "Restore the state of the part that is Adam, and begin the others with `init`."
+            )
+    return _filled(params, params, keras_paths, variables), jax.tree.unflatten(jax.tree.structure(kept), leaves)
+
+
+def _check_kept(kept: object, slots: Mapping[str, Arrays]) -> None:
+    """Raise if the state `kept` of `tx` has other slots than Keras saved."""
+    names = {_slot(path)[0] for path, _ in jax.tree.leaves_with_path(kept)}
     for name in SLOTS:
-        slot = get(state, name)
-        if (slot is None) != (name not in slots):
-            holder, other = ("the file", "`tx`") if slot is None else ("`tx`", "the file")
+        if (name in names) != (name in slots):
+            holder, other = ("the file", "`tx`") if name in slots else ("`tx`", "the file")
             raise ValueError(
                 f"The state of `tx` must be what Keras saved. Received: {name!r} in {holder}, and not in {other}. "
                 "Build `tx` with the arguments that Keras's optimizer had."
             )
-        if slot is not None:
-            zeros = {path: np.zeros_like(array) for path, array in untrained.items()}
-            initial = untrained if name == "average" else zeros
-            state = put(state, name, _filled(slot, params, keras_paths, {**initial, **slots[name]}))
-    for name, value in scalars.items():
-        if (old := get(state, name)) is not None:
-            largest = _LARGEST_COUNT if name == "iterations" else value
-            state = _with_number(state, name, jnp.asarray(min(value, largest), old.dtype))
-    return restored, state
+
+
+def _slot(path: Sequence[object]) -> tuple[str, Sequence[object]]:
+    """Return the name of the slot that a leaf of a state is in, which may be "", and the leaf's path in the slot."""
+    for index, key in enumerate(path):
+        name = getattr(key, "name", "")
+        if name in (*SLOTS, "acc_grads"):
+            return name, path[index + 1 :]
+    return "", path
+
+
+def _zeros(leaf: Leaf) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+def _is_number(leaf: Leaf) -> bool:
+    """Return whether a leaf of a state is a count, a rate, a flag or a key, none of which Keras keeps by variable."""
+    return not leaf.shape or not jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _numbers(state: optax.OptState) -> list[jax.Array]:
+    return [leaf for path, leaf in jax.tree.leaves_with_path(state) if not _slot(path)[0] and _is_number(leaf)]
+
+
+def _number(path: Sequence[object], initial: jax.Array, scalars: Mapping[str, float]) -> jax.Array:
+    """Return a number of the state: that of the file if it has it, the initial one otherwise.
+
+    The counts of optax stand for the number of steps too.
+    """
+    name = str(getattr(path[-1], "name", "")) if path else ""
+    name = "iterations" if name in _COUNTS else name
+    if name not in scalars:
+        return initial
+    value = min(scalars[name], _LARGEST_COUNT) if name == "iterations" else scalars[name]
+    return jnp.asarray(value, initial.dtype)
 
 
 def fill(variables: Arrays, tree: Tree, rename: Rename) -> Tree:
@@ -68,29 +118,9 @@ def get(state: optax.OptState, name: str) -> Any:
     return optax.tree.get(state, name, None, filtering=_is_field)
 
 
-def put(state: optax.OptState, name: str, value: object) -> optax.OptState:
-    """Return the state with its field `name` set; unlike `optax.tree.set`, ignore a parameter of that name."""
-    return optax.tree.set(state, _is_field, **{name: value})
-
-
-def _with_number(state: Tree, name: str, number: jax.Array) -> Tree:
-    """Return the state with a number of its own set, the learning rate of the last step too, which users cannot set."""
-
-    def set_it(path: Sequence[object], leaf: Leaf) -> object:
-        names = [getattr(key, "name", None) for key in path]
-        return number if names[-1:] == [name] and not set(SLOTS) & set(names) else leaf
-
-    return jax.tree.map_with_path(set_it, state)
-
-
 def _is_field(path: Sequence[object], value: object) -> bool:
     del value
     return bool(path) and isinstance(path[-1], optax.tree_utils.NamedTupleKey)
-
-
-def _without_elements(leaf: Leaf) -> jax.Array:
-    """Return an array of the rank and dtype of `leaf` without elements: `init` then takes no memory for moments."""
-    return jnp.zeros((0,) * len(leaf.shape), leaf.dtype)
 
 
 def _filled(tree: Tree, params: object, keras_paths: Sequence[str], arrays: Arrays) -> Tree:
@@ -98,28 +128,32 @@ def _filled(tree: Tree, params: object, keras_paths: Sequence[str], arrays: Arra
 
     The leaves of `tree` are some of those of `params`; `keras_paths` has the variable of each leaf of `params`.
     """
-    like = {
-        leaf_path(path): (variable, leaf)
-        for (path, leaf), variable in zip(jax.tree.leaves_with_path(params), keras_paths, strict=True)
-    }
+    like = _by_path(params, keras_paths)
+    return jax.tree.map_with_path(lambda path, leaf: _placed(path, leaf, like, arrays), tree)
 
-    def place(path: Sequence[object], leaf: Leaf) -> jax.Array:
-        variable, param = like[leaf_path(path)]
-        array = arrays[variable]
-        if param.shape != array.shape or leaf.dtype != array.dtype:
-            raise ValueError(
-                f"A leaf must have the shape and dtype that Keras saved. Received: {leaf.dtype}{list(param.shape)} "
-                f"at {leaf_path(path)!r}, where {variable!r} is {array.dtype}{list(array.shape)}."
-            )
-        on_device = jax.device_put(array, _placement(param))
-        if on_device.dtype != array.dtype:
-            raise ValueError(
-                f"JAX must keep the dtype that Keras saved. Received: {array.dtype} at {variable!r}. "
-                "Set `jax.config.update('jax_enable_x64', True)`."
-            )
-        return on_device
 
-    return jax.tree.map_with_path(place, tree)
+def _by_path(params: object, keras_paths: Sequence[str]) -> dict[str, tuple[str, Leaf]]:
+    """Return Keras's variable and the leaf of `params` for each path in `params`."""
+    leaves = zip(jax.tree.leaves_with_path(params), keras_paths, strict=True)
+    return {leaf_path(path): (variable, leaf) for (path, leaf), variable in leaves}
+
+
+def _placed(path: Sequence[object], leaf: Leaf, like: Mapping[str, tuple[str, Leaf]], arrays: Arrays) -> jax.Array:
+    """Return the array of the variable at `path`, which must have the shape and dtype of `leaf`, where it belongs."""
+    variable, param = like[leaf_path(path)]
+    array = arrays[variable]
+    if leaf.shape != array.shape or leaf.dtype != array.dtype:
+        raise ValueError(
+            f"A leaf must have the shape and dtype that Keras saved. Received: {leaf.dtype}{list(leaf.shape)} "
+            f"at {leaf_path(path)!r}, where {variable!r} is {array.dtype}{list(array.shape)}."
+        )
+    on_device = jax.device_put(array, _placement(param))
+    if on_device.dtype != array.dtype:
+        raise ValueError(
+            f"JAX must keep the dtype that Keras saved. Received: {array.dtype} at {variable!r}. "
+            "Set `jax.config.update('jax_enable_x64', True)`."
+        )
+    return on_device
 
 
 def _placement(leaf: Leaf) -> jax.sharding.Sharding | None:

@@ -18,13 +18,15 @@ import optax
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._hdf5_attribute import attribute_patches
+from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
 from optax_kadam.keras_files._open import contents_of
 from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files._whole_file import whole_file
-from optax_kadam.keras_files.containers._archive import WEIGHTS, ZIP_SIGNATURE, Archive
+from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive
 from optax_kadam.keras_files.containers._hdf5 import read_hdf5
+from optax_kadam.keras_files.containers._zip import SIGNATURE as ZIP_SIGNATURE
 
 Replaced = list[tuple[LazyArray, np.ndarray]]
 
@@ -91,7 +93,7 @@ def save_keras(
         replaced = list(_replaced(contents, params, opt_state, rename, non_trainable))
         rate = _number(opt_state, "learning_rate")
         if ending == ".keras":
-            archive = Archive(source, files)
+            archive = Archive.zipped(source, files)
             if WEIGHTS not in archive.names():
                 raise ValueError(
                     f"`template` must hold its weights in one file, {WEIGHTS!r}. "
@@ -204,7 +206,7 @@ def _write_from_archive(
             info.file_size = old.size  # From this, zipfile sees whether it needs 64 bits for the size.
             with new.open(info, "w") as member:
                 if name == "config.json":
-                    member.write(_with_rate(old.read().decode(), ("compile_config", "optimizer"), rate).encode())
+                    member.write(_with_rate(old.read(), old.name, ("compile_config", "optimizer"), rate))
                 else:
                     _copy(old, member, replaced if name == WEIGHTS else [])
 
@@ -212,8 +214,10 @@ def _write_from_archive(
 def _write_from_hdf5(file: BinaryIO, source: Source, replaced: Replaced, rate: np.ndarray | None) -> None:
     """Write a copy of the HDF5 file `source` with other arrays and, in a whole model, another learning rate."""
     text, patches, size = read_hdf5(source).attrs.get("training_config"), [], source.size
-    if isinstance(text, str) and (changed := _with_rate(text, ("optimizer_config",), rate)) != text:
-        patches, size = attribute_patches(source, {"training_config": changed})
+    if isinstance(text, str):
+        changed = _with_rate(text.encode(), source.name, ("optimizer_config",), rate).decode()
+        if changed != text:
+            patches, size = attribute_patches(source, {"training_config": changed})
     _copy(source, file, replaced)
     for place, patch in patches:
         file.seek(place)
@@ -238,15 +242,15 @@ def _copy_part(old: Source, new: IO[bytes], start: int, end: int) -> None:
         new.write(old.read(place, min(_CHUNK, end - place)))
 
 
-def _with_rate(text: str, keys: Sequence[str], rate: np.ndarray | None) -> str:
+def _with_rate(text: bytes, where: str, keys: Sequence[str], rate: np.ndarray | None) -> bytes:
     """Return the JSON object `text` with another learning rate in the serialized optimizer that `keys` lead to.
 
     It is written by `json.dumps`, as Keras does, and is unchanged if there is no other number to set.
     """
-    whole = optimizer = json.loads(text)
+    whole = optimizer = parse_json(text, where, len(text))
     for key in keys:
         optimizer = optimizer.get(key) if isinstance(optimizer, dict) else None
-    return json.dumps(whole) if rate is not None and _set_rate(optimizer, rate) else text
+    return json.dumps(whole).encode() if rate is not None and _set_rate(optimizer, rate) else text
 
 
 def _set_rate(optimizer: object, rate: np.ndarray) -> bool:

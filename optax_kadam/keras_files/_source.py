@@ -1,17 +1,17 @@
 """`Source`: the bytes of one open file, or of a part of it, read through one descriptor.
 
-A file may be replaced while it is loaded, as a checkpoint beside a training is. Hence each is opened once (`Files`), all
-of it is read through that descriptor, and a file that is written to meanwhile is refused. Of a file that is damaged or
-hostile, no byte counts twice (`Claims`): reading takes no more time and memory than the file is long.
+A file may be replaced while it is loaded, as a checkpoint beside a training is. Hence each is opened once (`Files`),
+all of it is read through that descriptor, and a file that is written to meanwhile is refused. No byte may belong to two
+things (`Claims`), so that the time and the memory of a load are bounded by the length of the file, whatever it holds.
 """
 
 import contextlib
-import io
 import math
 import os
 import pathlib
 import stat
-from typing import Any, BinaryIO, Self, cast
+from collections.abc import Iterator
+from typing import BinaryIO, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from optax_kadam.keras_files._lazy_array import aligned_empty
 
 DAMAGED = "The file is damaged or cut off: copy it again."
 UNTRUSTED = "The file is damaged, or no Keras wrote it: do not trust it."
+_CHUNK = 1 << 20  # Bytes.
 
 
 class Source:
@@ -47,9 +48,13 @@ class Source:
         self._read_into(start, array.reshape(-1).view(np.uint8).data)
         return array
 
-    def as_file(self) -> BinaryIO:
-        """Return this source as a file object, for libraries that ask for one."""
-        return cast(BinaryIO, io.BufferedReader(_SourceFile(self)))
+    def chunks(self) -> Iterator[memoryview]:
+        """Yield all bytes piece by piece. A piece may be looked at until the next one is asked for."""
+        place = memoryview(bytearray(min(_CHUNK, self.size)))
+        for start in range(0, self.size, _CHUNK):
+            piece = place[: self.size - start]
+            self._read_into(start, piece)
+            yield piece
 
     def refusal(self, must: str, received: str, remedy: str = DAMAGED) -> ValueError:
         """Return the error that says what must hold, what was received in this file, and the remedy."""
@@ -69,29 +74,6 @@ class Source:
             if not count:
                 raise self.refusal("A file must not become shorter while it is read.", f"which ends at {start + done}")
             done += count
-
-
-class _SourceFile(io.RawIOBase):
-    """A file object over a source."""
-
-    def __init__(self, source: Source):
-        self._source, self._at = source, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), max(0, self._source.size - self._at))
-        buffer[:count] = self._source.read(self._at, count)
-        self._at += count
-        return count
 
 
 class Claims:
@@ -166,8 +148,8 @@ class Files:
                 is_same = path.exists() and os.path.samestat(path.stat(), then)
             if not is_same:
                 raise ValueError(
-                    f"A file must not change while it is read. Received: {str(path)!r}, which was written to meanwhile. "
-                    "Load it again, or copy it first."
+                    f"A file must not change while it is read. Received: {str(path)!r}, which was written to "
+                    "meanwhile. Load it again, or copy it first."
                 )
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from optax_kadam.config._config import from_config, to_config
 
+from ..helpers import keras_rules
 from .test_config import CLIPS, KERAS3, LEGACY, SCALING, TF_2_3, TF_KERAS, older, scaled, serialized
 
 
@@ -68,3 +69,14 @@ def test_what_keras_3_cannot_say_is_refused(arguments, match):
 def test_a_traced_number_is_refused():
     with pytest.raises(ValueError, match=r"`learning_rate` must be .* Call `to_config` outside `jax.jit`"):
         jax.jit(lambda rate: to_config(learning_rate=rate))(0.1)
+
+
+@pytest.mark.parametrize("name", ["Nadam", "Lion", "Adamax", "Lamb"])
+@keras_rules()
+def test_the_arguments_of_another_optimizer_are_refused_by_its_name(name):
+    keras = pytest.importorskip("keras")
+    optimizer = getattr(keras.optimizers, name)()
+    with pytest.raises(ValueError, match=f"must be that of an Adam. Received: name='{name.lower()}"):
+        from_config(optimizer.get_config())
+    adam = keras.optimizers.Adam(name=name.lower())
+    from_config(keras.optimizers.serialize(adam))

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -288,3 +289,50 @@ def test_a_live_training_goes_on_here_and_then_in_keras(ending, wrap, tmp_path):
     optimizers = [made.optimizer.inner_optimizer if wrap else made.optimizer for made in (last, alone)]
     for found, wanted in zip(*(optimizer.variables for optimizer in optimizers), strict=True):
         assert np.array_equal(found, wanted)
+
+
+def cosine(step):
+    return 0.1 * (1.0 + jnp.cos(jnp.asarray(step, jnp.float32) / 40.0))
+
+
+WRAPPED = {
+    "chain": optax.chain(optax.clip(1e3), ok.scale_by_kadam(), optax.scale_by_schedule(lambda step: -cosine(step))),
+    "inject": optax.inject_hyperparams(ok.kadam)(learning_rate=cosine),
+    "masked": optax.masked(ok.kadam(cosine), lambda tree: jax.tree.map(lambda leaf: leaf.size > 0, tree)),
+    "partition": optax.partition(
+        {"kernels": ok.kadam(cosine), "others": ok.kadam(cosine)},
+        lambda tree: {path: "kernels" if path.endswith("kernel") else "others" for path in tree},
+    ),
+    "finite": optax.apply_if_finite(ok.kadam(cosine), 3),
+    "MultiSteps": optax.MultiSteps(ok.kadam(cosine), 1),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@keras_rules()  # optax.adam needs them too.
+def test_moments_and_every_count_come_back_in_what_optax_puts_around(name):
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    params, state = training.restore({path: training.variables[path] for path in training.mu}, tx=WRAPPED[name])
+    _, expected = training.restore(params, tx=ok.kadam(cosine))
+    grads = jax.tree.map(lambda leaf: jnp.cos(leaf) * 1e-3, params)
+    for _ in range(3):
+        updates, state = WRAPPED[name].update(grads, state, params)
+        expected_updates, expected = ok.kadam(cosine).update(grads, expected, params)
+        chex.assert_trees_all_close(updates, expected_updates, rtol=1e-4)  # Injected betas are arrays of float32.
+
+
+def test_moments_and_counts_come_back_in_adam_of_optax():
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    params = {path: training.variables[path] for path in training.mu}
+    _, state = training.restore(params, tx=optax.adam(cosine))
+    assert [int(count) for count in jax.tree.leaves(state) if not count.shape] == [20, 20]
+    chex.assert_trees_all_equal(optax.tree.get(state, "mu"), training.mu)
+    chex.assert_trees_all_equal(optax.tree.get(state, "nu"), training.nu)
+
+
+@pytest.mark.parametrize("other", [optax.trace(0.9), optax.ema(0.9), optax.scale_by_rms()])
+def test_a_state_that_no_file_holds_is_refused(other):
+    training = ok.load_keras(FILES / "k3j/adam.keras")
+    tx = optax.chain(ok.scale_by_kadam(), other)
+    with pytest.raises(ValueError, match="`tx` must keep no more than Keras's Adam does. Received: "):
+        training.restore({path: training.variables[path] for path in training.mu}, tx=tx)

@@ -206,6 +206,21 @@ def test_a_file_that_is_no_template_is_refused(tmp_path):
     refused(tmp_path, FileNotFoundError, message, template=tmp_path / "nothing.keras")
 
 
+def test_a_damaged_configuration_is_refused_though_another_is_handed_over(tmp_path):
+    template = tmp_path / "t.h5"
+    template.write_bytes(HDF5.read_bytes().replace(b'"optimizer_config": {', b'"optimizer_config": ['))
+    refused(
+        tmp_path,
+        ValueError,
+        "A configuration must be JSON as Keras writes it. Received: '.*t.h5'",
+        path="x.h5",
+        template=template,
+        config=ok.load_keras(HDF5).config,
+        params=trained(HDF5)[0],
+        state=trained(HDF5)[1],
+    )
+
+
 def test_a_template_of_shards_is_refused(tmp_path):
     shards = [f"adam_{i:05}.weights.h5" for i in range(3)]
     index = json.loads((FILES / "k3j/adam.weights.json").read_text())

@@ -10,9 +10,12 @@ import pytest
 
 import optax_kadam as ok
 
+from ..sparing import mostly_slow
 
-@pytest.mark.parametrize("count", [3, 450])
-@pytest.mark.parametrize("jit", [False, True])
+
+@pytest.mark.parametrize(
+    ("count", "jit"), mostly_slow([(3, False), (3, True), (450, False), (450, True)], lambda count, jit: count == 3)
+)
 def test_a_global_norm_of_many_gradients_is_summed_up_as_keras_does(count, jit):
     random = np.random.default_rng(0)
     gradients = [jnp.asarray(random.normal(size=(3, 5)), jnp.float32) for _ in range(count)]

@@ -26,8 +26,12 @@ from optax_kadam.keras_files._source import UNTRUSTED, Claims, Source
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _VERSIONS = bytes([0, 0, 0, 0, 0, 8, 8, 0])  # All versions are 0; an address and a length have 8 bytes.
 _NOWHERE = 2**64 - 1  # The address of what is not stored.
+_NO_MORE = 1  # The address behind the last free part of a heap.
 _MOST_LEVELS = 100  # Groups inside groups: a model of 30 nested models has 60.
-_REPACK = "Pack it anew: `h5repack --low=0 --high=0 --filter=NONE --layout=CONTI old.h5 new.h5`."
+_LONGEST_PATH = 10_000  # Without this bound, 10^4 members of a group with a name of 10 MB had paths of 100 GB.
+_HIGHEST_RANK = 32  # HDF5's own bound.
+_PACK = "`h5repack --low=0 --high=0 --filter=NONE --layout=CONTI old.h5 new.h5`"
+_REPACK = f"Pack it anew: {_PACK}."
 
 # The kinds of messages in a header.
 _NIL, _SPACE, _LINK_INFO, _TYPE, _FILL, _LINK, _EXTERNAL, _LAYOUT = 0, 1, 2, 3, 5, 6, 7, 8
@@ -63,6 +67,11 @@ def _dtypes() -> Iterator[tuple[bytes, np.dtype]]:
 
 _DTYPES = {message.ljust(-len(message) % 8 + len(message), b"\0"): dtype for message, dtype in _dtypes()}
 
+# A string is stored in place, behind its type and its size, or in a heap; the two of each kind are ASCII and UTF-8.
+_TEXT_HERE = {b"\x13\x01\0\0", b"\x13\x11\0\0"}
+_TEXT_IN_HEAP = {struct.pack("<BBBxI", 0x19, 1, code, 16) + _integer(1, is_signed=False) for code in (0, 1)}
+_EMPTY = _float(8, 11)  # The type of an empty list, which is numpy's.
+
 
 class _Message(NamedTuple):
     kind: int
@@ -92,8 +101,10 @@ class _Reader:
     def __init__(self, source: Source):
         self._source, self._claims = source, Claims(source)
         self._heaps: dict[int, dict[int, bytes]] = {}
+        if source.size < 96:
+            raise source.refusal("An HDF5 file must be whole.", f"of {source.size} bytes")
         head = self._take(0, 56)
-        if head[8] in (1, 2, 3):
+        if head[:8] == SIGNATURE and head[8] in (1, 2, 3):
             must = "An HDF5 file must have a superblock of version 0, as Keras's have."
             raise source.refusal(must, f"which has version {head[8]}", _REPACK)
         leaf, node, flags, base, free, end, driver = self._unpack("<HHI4Q", head, 16)
@@ -132,13 +143,19 @@ class _Reader:
         if _SYMBOLS in found:
             if link.members not in (None, found[_SYMBOLS]):
                 raise self._untrusted("A group must be where its name leads.", f"{path!r}, which is elsewhere")
-            links = self._links(*self._unpack("<QQ", found[_SYMBOLS]), path)
+            tree, heap = self._unpack("<QQ", found[_SYMBOLS])
+            links = self._links(tree, heap, path)
         else:
             links = self._links_in(found[_LINK_INFO], [m.data for m in messages if m.kind == _LINK], path)
         arrays: dict[str, LazyArray] = {}
         groups: dict[str, Group] = {}
         created = link.address
         for inner in links:
+            if inner.name in ("", ".") or "/" in inner.name or len(path) + len(inner.name) > _LONGEST_PATH:
+                must = f"A member must have a name, and a path of at most {_LONGEST_PATH} characters."
+                raise self._untrusted(must, f"{inner.name[:50]!r} in {path[:50]!r}")
+            if inner.name in arrays or inner.name in groups:
+                raise self._untrusted("A name must stand in a group once.", f"{inner.name!r} twice in {path!r}")
             item = self._object(inner, f"{path}/{inner.name}", level + 1)
             if isinstance(item, Group):
                 groups[inner.name], created = item, max(created, item.created)
@@ -162,6 +179,8 @@ class _Reader:
                 left -= 1
                 if flags > 1:
                     raise self._untrusted("A header must hold its own messages.", f"a shared one for {path!r}")
+                if left < 0:
+                    break
                 if kind == _CONTINUATION:
                     blocks.append(self._unpack("<QQ", data))
                 elif kind != _NIL:
@@ -174,10 +193,11 @@ class _Reader:
 
     def _links(self, tree: int, heap: int, path: str) -> Iterator[_Link]:
         """Yield the members of a group from its B-tree and its heap of names."""
-        signature, size, place = self._unpack("<8sQ8xQ", self._take(heap, 32))
+        signature, size, free, place = self._unpack("<8s3Q", self._take(heap, 32))
         if signature != b"HEAP\0\0\0\0":
             raise self._untrusted("A group must have a heap of names.", f"{signature!r} for {path!r}")
         names, left, last = self._take(place, size), size, b""
+        unused = bytearray(names)
         for table in self._tables(tree, path):
             signature, count = self._unpack("<6sH", table)
             if signature != b"SNOD\1\0":
@@ -186,10 +206,21 @@ class _Reader:
                 start, address, members = self._symbol(self._part(table, 8 + 40 * index, 40), path)
                 end = names.find(b"\0", start)
                 left -= end + 1 - start
-                if end < start or left < 0 or names[start:end] <= last:
+                if start % 8 or end < start or left < 0 or names[start:end] <= last:
                     raise self._untrusted("The names in a group must ascend.", f"one at {start} of {path!r}")
                 last = names[start:end]
+                unused[start:end] = bytes(end - start)
                 yield _Link(self._text(last, path), address, members)
+        while free != _NO_MORE:
+            start, (free, count) = free, self._unpack("<QQ", names, free)
+            unused[start : start + count] = bytes(len(self._part(names, start, count)))
+            left -= count
+            if count < 16 or left < 0:
+                raise self._untrusted("The free parts of a heap must lie apart.", f"one at {start} of {path!r}")
+        if any(unused):  # A count is too small, or h5py deleted a link here.
+            must = "Each name in a group must lead to a member."
+            remedy = f"If h5py edited it, pack it anew: {_PACK}. If not, it is damaged: copy it again."
+            raise self._source.refusal(must, f"one in {path or '/'!r} that leads nowhere", remedy)
 
     def _tables(self, address: int, path: str, level: int | None = None) -> Iterator[bytes]:
         """Yield the tables of symbols below the node at `address` of a B-tree, in order."""
@@ -226,7 +257,8 @@ class _Reader:
             size = 1 << (flags & 3)
             length = int.from_bytes(self._part(link, at, size), "little")
             name = self._part(link, at + size, length)
-            yield _Link(self._text(name, path), *self._unpack("<Q", link, at + size + length), None)
+            (address,) = self._unpack("<Q", link, at + size + length)
+            yield _Link(self._text(name, path), address, None)
 
     # Datasets and attributes.
 
@@ -243,16 +275,21 @@ class _Reader:
             raise self._not_in_one_piece(path)
         offset, size = self._unpack("<QQ", found[_LAYOUT], 2)
         if size != math.prod(shape) * dtype.itemsize or math.prod(max(n, 1) for n in shape) >= 2**56:
-            raise self._untrusted("A dataset must fill its shape.", f"{size} bytes of {path!r} for {dtype}{list(shape)}")
+            received = f"{size} bytes of {path!r} for {dtype}{list(shape)}"
+            raise self._untrusted("A dataset must fill its shape.", received)
         if size:
             self._claims.take(offset, size)
+        else:
+            offset = 0  # Nothing is stored.
         return LazyArray(shape, dtype, functools.partial(self._source.read_array, offset, shape, dtype), offset)
 
     def _shape(self, message: bytes, path: str) -> tuple[int, ...]:
         version, rank, has_limits = self._unpack("<BBBxxxxx", message)
-        if version != 1 or has_limits > 1 or len(message) != 8 + 8 * rank * (1 + has_limits):
-            raise self._untrusted("A shape must be that of an array.", f"{message.hex()} of {path!r}")
-        return self._unpack(f"<{rank}Q", message, 8)
+        is_whole = rank <= _HIGHEST_RANK and has_limits <= 1 and len(message) == 8 + 8 * rank * (1 + has_limits)
+        shape, limits = message[8 : 8 + 8 * rank], message[8 + 8 * rank :]
+        if version != 1 or not is_whole or has_limits and limits != shape:
+            raise self._untrusted("A shape must be that of an array.", f"{message[:80].hex()} of {path!r}")
+        return self._unpack(f"<{rank}Q", shape)
 
     def _attribute(self, message: bytes, path: str) -> tuple[str, str | list[str]]:
         """Return the name and the value of an attribute: a string or a list of strings. Keras writes no others."""
@@ -262,17 +299,14 @@ class _Reader:
             parts.append(self._part(message, at, size))
             at += _padded(size)
         name, kind, shape = self._text(parts[0].removesuffix(b"\0"), path), parts[1], self._shape(parts[2], path)
-        is_variable = kind[:1] == b"\x19" and kind[1:2] == b"\x01"
-        width = 16 if is_variable else int.from_bytes(kind[4:8], "little")
+        is_in_heap, is_here = kind in _TEXT_IN_HEAP, len(kind) == 8 and kind[:4] in _TEXT_HERE
+        is_text = is_in_heap or is_here or shape == (0,) and kind == _EMPTY
+        width = 16 if is_in_heap else int.from_bytes(kind[4:8], "little")
         size = math.prod(shape) * width
-        if version != 1 or len(shape) > 1 or len(message) != _padded(at + size):
+        if version != 1 or not is_text or not width or len(shape) > 1 or len(message) != _padded(at + size):
             raise self._untrusted("An attribute must be a string or a list of strings.", f"{name!r} of {path!r}")
-        if 0 in shape:  # An empty list has any type.
-            return name, []
-        if not is_variable and kind[:1] != b"\x13":
-            raise self._untrusted("An attribute must be a string or a list of strings.", f"{name!r} of {path!r}")
-        values = [message[start : start + width] for start in range(at, at + size, width or 1)]
-        texts = [self._text(self._in_heap(value) if is_variable else value.rstrip(b"\0"), path) for value in values]
+        values = [message[start : start + width] for start in range(at, at + size, width)]
+        texts = [self._text(self._in_heap(value) if is_in_heap else value.rstrip(b"\0"), path) for value in values]
         return name, texts if shape else texts[0]
 
     def _in_heap(self, place: bytes) -> bytes:
@@ -307,7 +341,8 @@ class _Reader:
 
     def _part(self, data: bytes, start: int, count: int) -> bytes:
         if start + count > len(data):
-            raise self._untrusted("A part must lie within its whole.", f"bytes {start} to {start + count} of {len(data)}")
+            received = f"bytes {start} to {start + count} of {len(data)}"
+            raise self._untrusted("A part must lie within its whole.", received)
         return data[start : start + count]
 
     def _unpack(self, layout: str, data: bytes, start: int = 0) -> tuple[Any, ...]:

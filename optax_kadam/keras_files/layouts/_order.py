@@ -4,6 +4,8 @@ What `_layers` knows of the order holds. The rest must follow from the shapes of
 fit, neither is taken.
 """
 
+import graphlib
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -15,7 +17,7 @@ Shapes = Sequence[tuple[int, ...]]
 # Linked lists: of the layers to visit, each with the children that were visited; and of the variables so far.
 _Agenda: TypeAlias = "tuple[Layer, frozenset[int] | None, _Agenda] | None"
 _Placed: TypeAlias = "tuple[Variable, _Placed] | None"
-_MOST_STEPS = 200_000  # They take a few seconds; a model whose order is known takes one step for each layer.
+_MOST_WORK = 1_000_000  # Layers looked at, in about a second; a model whose order is known takes one look at each.
 _REMEDY = "Hand over the paths of `model.trainable_variables`, in order: `load_keras(path, trainable=[...])`."
 
 
@@ -110,34 +112,68 @@ def _listed(shapes: Shapes) -> str:
 def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iterator[list[Variable]]:
     """Yield the variables in each order in which the trainable ones have the shapes `slots`, the likeliest first.
 
-    This is a depth-first search with its own stack. A state of it is the agenda, the number of slots used, and the
-    variables so far. The agenda is a linked list of the layers to visit, and of those with children still to visit.
+    This is a depth-first search with its own stack. A state of it is the agenda, which of the children comes next, the
+    number of slots used, and the variables so far. The agenda is a linked list of the layers to visit, and of those
+    with children still to visit.
     """
-    stack: list[tuple[_Agenda, int, _Placed]] = [((model, None, None), 0, None)]
-    for _ in range(_MOST_STEPS):
-        if not stack:
-            return
-        agenda, used, placed = stack.pop()
+    stack: list[tuple[_Agenda, int | None, int, _Placed]] = [((model, None, None), None, 0, None)]
+    work = 0
+    while stack and work < _MOST_WORK:
+        agenda, index, used, placed = stack.pop()
         if agenda is None:
             if slots is None or used == len(slots):
                 yield _unlinked(placed)
             continue
         layer, done, rest = agenda
+        work += 1 + (0 if done is None else len(layer.children))
         if done is None:
-            agenda = (layer, frozenset(), rest) if layer.children else rest
+            agenda = _opened(layer, rest, is_any_right=slots is None)
             for count in reversed(_counts(layer, slots, assumption)):
                 shapes = [array.shape for _, array in layer.own[:count]]
                 if slots is None or shapes == list(slots[used : used + count]):
-                    stack.append((agenda, used + count, _with_own(placed, layer.own, count)))
-            continue
-        for index in reversed(_next(layer, done, slots is None, assumption)):
+                    stack.append((agenda, None, used + count, _with_own(placed, layer.own, count)))
+        elif index is None:
+            following = _next(layer, done, assumption)
+            stack += [(agenda, index, used, placed) for index in reversed(following)]
+        else:
             after = done | {index}
             later = (layer, after, rest) if len(after) < len(layer.children) else rest
-            stack.append(((layer.children[index], None, later), used, placed))
-    raise ValueError(
-        "The order of the optimizer's moments must follow from the file. Received: a model for which a search of "
-        f"{_MOST_STEPS:,} steps did not find it. {_REMEDY}"
-    )
+            stack.append(((layer.children[index], None, later), None, used, placed))
+    if stack:
+        raise ValueError(
+            "The order of the optimizer's moments must follow from the file. Received: a model for which a long search "
+            f"did not find it. {_REMEDY}"
+        )
+
+
+def _opened(layer: Layer, rest: _Agenda, *, is_any_right: bool) -> _Agenda:
+    """Return the agenda that begins with the children of `layer`, in their order if it is known or any is right."""
+    if not (layer.is_in_a_row or is_any_right):
+        return (layer, frozenset(), rest)
+    for index in reversed(_an_order(layer)):
+        rest = (layer.children[index], None, rest)
+    return rest
+
+
+def _an_order(layer: Layer) -> list[int]:
+    """Return the indices of the children in the first order that agrees with what is known of it."""
+    if layer.is_in_a_row:
+        return list(range(len(layer.children)))
+    earlier = [before | numbered for before, numbered in zip(layer.before, layer.numbered_before, strict=True)]
+    sorter = graphlib.TopologicalSorter(dict(enumerate(earlier)))
+    try:
+        sorter.prepare()
+    except graphlib.CycleError:  # The names contradict what is certain.
+        sorter = graphlib.TopologicalSorter(dict(enumerate(layer.before)))
+        sorter.prepare()
+    order, ready = [], list(sorter.get_ready())
+    heapq.heapify(ready)
+    while ready:
+        order.append(heapq.heappop(ready))
+        sorter.done(order[-1])
+        for index in sorter.get_ready():
+            heapq.heappush(ready, index)
+    return order
 
 
 def _counts(layer: Layer, slots: Shapes | None, assumption: _Assumption) -> Sequence[int]:
@@ -150,7 +186,7 @@ def _counts(layer: Layer, slots: Shapes | None, assumption: _Assumption) -> Sequ
     return [*layer.trainable_counts, *([0] if may_be_none else [])]
 
 
-def _next(layer: Layer, done: frozenset[int], is_any_right: bool, assumption: _Assumption) -> list[int]:
+def _next(layer: Layer, done: frozenset[int], assumption: _Assumption) -> list[int]:
     """Return the children that may come next. If one has no variables, only that one: it may come at any time."""
     following = [
         index
@@ -160,7 +196,7 @@ def _next(layer: Layer, done: frozenset[int], is_any_right: bool, assumption: _A
         and (layer.numbered_before[index] <= done or not assumption.names_are_in_order)
     ]
     empty = [index for index in following if not layer.children[index].has_variables]
-    return (empty or following)[:1] if is_any_right or empty else following
+    return empty[:1] or following
 
 
 def _with_own(placed: _Placed, own: Sequence[tuple[str, LazyArray]], count: int) -> _Placed:
