@@ -32,14 +32,21 @@ def opened(
     The arguments are those of `load_keras`.
     """
     with Files() as files:
-        contents = _contents(path, config, trainable, files)
-        if not contents.variables:
-            raise ValueError(
-                f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
-                "Save the model with `model.save('model.keras')`."
-            )
-        yield contents
+        yield contents_of(path, config, trainable, files)
         files.check_unchanged()
+
+
+def contents_of(
+    path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
+) -> Contents:
+    """Return the contents of the file at `path`. Their arrays can be read until `files` is closed."""
+    contents = _contents(path, config, trainable, files)
+    if not contents.variables:
+        raise ValueError(
+            f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
+            "Save the model with `model.save('model.keras')`."
+        )
+    return contents
 
 
 def _contents(

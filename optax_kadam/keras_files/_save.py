@@ -1,16 +1,15 @@
 """`save_keras`: a training is written back into a copy of a file that Keras saved.
 
 The copy keeps all that is neither a weight nor the optimizer's: the configuration of the model, its layers and metrics.
-New arrays have the shapes and dtypes of the old ones, and are written over them in place.
+New arrays have the shapes and dtypes of the old ones, and stand in the same places: what Keras wrote is copied byte for
+byte, but for the arrays and the learning rate.
 """
 
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, BinaryIO
 
 import jax
 import numpy as np
@@ -18,12 +17,21 @@ import optax
 
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
+from optax_kadam.keras_files._hdf5_attribute import attribute_patches
+from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
-from optax_kadam.keras_files._match import Leaf, Rename, leaf_path, match_leaves
-from optax_kadam.keras_files._open import opened
-from optax_kadam.keras_files.containers._archive import WEIGHTS
+from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
+from optax_kadam.keras_files._open import contents_of
+from optax_kadam.keras_files._source import Files, Source
+from optax_kadam.keras_files._whole_file import whole_file
+from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive
+from optax_kadam.keras_files.containers._hdf5 import read_hdf5
+from optax_kadam.keras_files.containers._zip import SIGNATURE as ZIP_SIGNATURE
+
+Replaced = list[tuple[LazyArray, np.ndarray]]
 
 _BUILT = "Train it for a step in Keras, or call `optimizer.build(model.trainable_variables)`, and save it again."
+_CHUNK = 1 << 22
 
 
 def save_keras(
@@ -39,7 +47,10 @@ def save_keras(
 ) -> None:
     """Write a training into a copy of `template`, which Keras can load and train on.
 
-    The file is written beside `path`, and moved there once it is whole: a crash leaves the old file at `path`.
+    The file is written beside `path` under another name, and moved there once it is on the disk as a whole. A crash, a
+    full disk or an error at any time leaves the old file at `path`. What a process that was killed leaves behind,
+    `.kadam-*.tmp`, is removed by the next save into the folder. If two processes save to one path at once, the file of
+    the last one to end stays, as a whole. The permissions of the old file are kept, and a symbolic link stays one.
 
     Args:
       path: the path of the file to write. It has the format of `template`: `.keras`, `.weights.h5` or the whole-model
@@ -47,7 +58,7 @@ def save_keras(
       params: the parameters: a tree as in `KerasTraining.restore`, whose leaves are matched in the same way.
       opt_state: the state of the optimizer for `params`: of `kadam`, alone or inside `optax.chain` and the like.
       template: a file that Keras saved of the model and of an optimizer with the same arguments, after the optimizer
-        was built. It may be `path`.
+        was built. It may be `path`. It is opened once, so that it may be replaced meanwhile.
       rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
       non_trainable: a tree of variables that are not trained but change, such as moving statistics; None keeps those of
         the template.
@@ -55,9 +66,12 @@ def save_keras(
       trainable: the paths of the trainable variables, if their order does not follow from `template`: see `load_keras`.
 
     Raises:
-      FileNotFoundError: if there is no `template`.
+      FileNotFoundError: if there is no `template`, or no folder for `path`.
+      TypeError: if a leaf is not an array.
       ValueError: if a variable is missing, left over, or of another shape or dtype; if the optimizer of the template
         keeps other state, or none; if the formats of `path` and `template` do not go together.
+      OSError: if the system refuses to write: its `errno` says why, and its `filename` is `path`.
+      ImportError: if h5py is missing, which is needed for another learning rate in a whole-model `.h5`.
 
     Example:
       >>> import tempfile, optax_kadam as ok
@@ -70,43 +84,51 @@ def save_keras(
       20
     """
     path, template = pathlib.Path(path), pathlib.Path(template)
-    with (
-        opened(template, config, trainable) as contents,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".kadam-") as folder,
-    ):
-        is_zip = zipfile.is_zipfile(template)
-        _check_formats(path, template, is_zip)
+    ending = _checked_ending(path, template)
+    with whole_file(path) as file, Files() as files:
+        contents = contents_of(template, config, trainable, files)
+        source = files.open(template)  # It is open already, and everything is read through that one descriptor.
+        if (source.read(0, len(ZIP_SIGNATURE)) == ZIP_SIGNATURE) != (ending == ".keras"):
+            raise _not_a_template(template)
         replaced = list(_replaced(contents, params, opt_state, rename, non_trainable))
-        whole = weights = pathlib.Path(folder) / "weights"
-        _copy_weights(template, weights, is_zip)
-        with weights.open("r+b") as file:
-            for old, array in replaced:
-                file.seek(old.offset or 0)
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        rate = _scalar(opt_state, "learning_rate")
-        if path.name.endswith(".keras"):
-            whole = pathlib.Path(folder) / "whole"
-            _zip(template, weights, whole, rate)
-        elif not path.name.endswith(".weights.h5"):
-            _set_rate_in_hdf5(weights, rate)
-        with whole.open("rb") as file:
-            os.fsync(file.fileno())
-        whole.replace(path)
+        rate = _number(opt_state, "learning_rate")
+        if ending == ".keras":
+            archive = Archive.zipped(source, files)
+            if WEIGHTS not in archive.names():
+                raise ValueError(
+                    f"`template` must hold its weights in one file, {WEIGHTS!r}. "
+                    f"Received: template={str(template)!r}, with shards. Save the model without `max_shard_size`."
+                )
+            _write_from_archive(file, archive, replaced, rate, weights_alone=path.name.endswith(".weights.h5"))
+        else:
+            _write_from_hdf5(file, source, replaced, rate if ending == ".h5" else None)
+        files.check_unchanged()
 
 
-def _check_formats(path: pathlib.Path, template: pathlib.Path, is_zip: bool) -> None:
-    kinds = [".keras", ".weights.h5", ".h5"]
-    kind, written = (next((kind for kind in kinds if p.name.endswith(kind)), None) for p in (template, path))
-    if not template.is_file() or kind is None or is_zip != (kind == ".keras"):
-        raise ValueError(
-            f"`template` must be a `.keras`, `.weights.h5` or `.h5` file. Received: template={str(template)!r}. "
+def _checked_ending(path: pathlib.Path, template: pathlib.Path) -> str:
+    """Return the ending of `template`, or raise if a template cannot have it or `path` cannot be written from it."""
+    endings = [".keras", ".weights.h5", ".h5"]
+    ending, written = (next((e for e in endings if p.name.endswith(e)), None) for p in (template, path))
+    if ending is None or template.is_dir():
+        raise _not_a_template(template)
+    if not template.exists():
+        raise FileNotFoundError(
+            f"There must be a file at `template`. Received: template={str(template)!r}. "
             "Save the model with `model.save('model.keras')`."
         )
-    if written != kind and (kind, written) != (".keras", ".weights.h5"):
+    if written != ending and (ending, written) != (".keras", ".weights.h5"):
         raise ValueError(
-            f"`path` must be of the format of `template`, {kind}. Received: path={str(path)!r}. "
-            f"Let the path end in {kind}, or take another template."
+            f"`path` must be of the format of `template`, {ending}. Received: path={str(path)!r}. "
+            f"Let the path end in {ending}, or take another template."
         )
+    return ending
+
+
+def _not_a_template(template: pathlib.Path) -> ValueError:
+    return ValueError(
+        f"`template` must be a `.keras`, `.weights.h5` or `.h5` file. Received: template={str(template)!r}. "
+        "Save the model with `model.save('model.keras')`."
+    )
 
 
 def _replaced(
@@ -139,7 +161,7 @@ def _replaced(
                 raise ValueError(f"`{name}` must hold every variable. Received: no leaf for {path!r}.")
             yield by_path[path], _fitting(found[path], by_path[path], path, name)
     for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale"):
-        old, value = getattr(slots, name), _scalar(opt_state, name)
+        old, value = getattr(slots, name), _number(opt_state, name)
         if old is not None and value is not None:
             yield old, np.asarray(value, old.dtype)
     for path, leaf in zip(keras_paths, jax.tree.leaves(params), strict=True):
@@ -151,66 +173,103 @@ def _replaced(
             yield others[path], _fitting(leaf, others[path], path, "non_trainable")
 
 
-def _fitting(leaf: Leaf, old: LazyArray, path: str, name: str) -> np.ndarray:
-    array = np.asarray(leaf)
-    if array.shape != old.shape or array.dtype != old.dtype:
+def _fitting(leaf: object, old: LazyArray, path: str, name: str) -> np.ndarray:
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        raise TypeError(
+            f"`{name}` must hold arrays. Received: {type(leaf).__name__} for {path!r}. Hand over the array itself."
+        )
+    if leaf.shape != old.shape or leaf.dtype != old.dtype:
         raise ValueError(
-            f"`{name}` must have the shapes and dtypes of the template. Received: {array.dtype}{list(array.shape)} "
+            f"`{name}` must have the shapes and dtypes of the template. Received: {leaf.dtype}{list(leaf.shape)} "
             f"for {path!r}, which is {old.dtype}{list(old.shape)} there."
         )
-    return array
+    return np.asarray(leaf)
 
 
-def _scalar(opt_state: optax.OptState, name: str) -> float | None:
+def _number(opt_state: optax.OptState, name: str) -> np.ndarray | None:
     """Return the number `name` of the state, or None. `nnx.Optimizer` wraps its array, hence the leaves."""
     leaves = jax.tree.leaves(_restore.get(opt_state, name))
-    return np.asarray(leaves[0]).item() if leaves else None
+    return np.asarray(leaves[0]) if leaves else None
 
 
-def _copy_weights(template: pathlib.Path, weights: pathlib.Path, is_zip: bool) -> None:
-    if not is_zip:
-        shutil.copyfile(template, weights)
+def _write_from_archive(
+    file: BinaryIO, archive: Archive, replaced: Replaced, rate: np.ndarray | None, *, weights_alone: bool
+) -> None:
+    """Write a copy of `archive`, or of its weights alone, with other arrays and another learning rate."""
+    if weights_alone:
+        _copy(archive.read(WEIGHTS), file, replaced)
         return
-    with zipfile.ZipFile(template) as zipped, zipped.open(WEIGHTS) as source, weights.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+    with zipfile.ZipFile(file, "w") as new:
+        for name in archive.names():
+            old = archive.read(name)
+            info = zipfile.ZipInfo(name)
+            info.file_size = old.size  # From this, zipfile sees whether it needs 64 bits for the size.
+            with new.open(info, "w") as member:
+                if name == "config.json":
+                    member.write(_with_rate(old.read(), old.name, ("compile_config", "optimizer"), rate))
+                else:
+                    _copy(old, member, replaced if name == WEIGHTS else [])
 
 
-def _zip(template: pathlib.Path, weights: pathlib.Path, whole: pathlib.Path, rate: float | None) -> None:
-    """Write a copy of the archive `template` to `whole`, with other weights and another learning rate."""
-    with zipfile.ZipFile(template) as old, zipfile.ZipFile(whole, "w") as new:
-        for member in old.infolist():
-            if member.filename == WEIGHTS:
-                new.write(weights, WEIGHTS)
-            elif member.filename == "config.json":
-                config = json.loads(old.read(member))
-                compiled = config.get("compile_config")
-                _set_rate(compiled.get("optimizer") if isinstance(compiled, dict) else None, rate)
-                new.writestr("config.json", json.dumps(config))
-            else:
-                new.writestr(member.filename, old.read(member))
+def _write_from_hdf5(file: BinaryIO, source: Source, replaced: Replaced, rate: np.ndarray | None) -> None:
+    """Write a copy of the HDF5 file `source` with other arrays and, in a whole model, another learning rate."""
+    text, patches, size = read_hdf5(source).attrs.get("training_config"), [], source.size
+    if isinstance(text, str):
+        changed = _with_rate(text.encode(), source.name, ("optimizer_config",), rate).decode()
+        if changed != text:
+            patches, size = attribute_patches(source, {"training_config": changed})
+    _copy(source, file, replaced)
+    for place, patch in patches:
+        file.seek(place)
+        file.write(patch)
+    file.truncate(size)
 
 
-def _set_rate(optimizer: object, rate: float | None) -> bool:
+def _copy(old: Source, new: IO[bytes], replaced: Replaced) -> None:
+    """Copy all bytes of `old`, with other arrays in the places of those in `replaced`."""
+    at = 0
+    for array, values in sorted(replaced, key=lambda pair: pair[0].offset or 0):
+        if values.size:  # What has no element has no place either.
+            place = array.offset or 0
+            _copy_part(old, new, at, place)
+            new.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+            at = place + values.nbytes
+    _copy_part(old, new, at, old.size)
+
+
+def _copy_part(old: Source, new: IO[bytes], start: int, end: int) -> None:
+    for place in range(start, end, _CHUNK):
+        new.write(old.read(place, min(_CHUNK, end - place)))
+
+
+def _with_rate(text: bytes, where: str, keys: Sequence[str], rate: np.ndarray | None) -> bytes:
+    """Return the JSON object `text` with another learning rate in the serialized optimizer that `keys` lead to.
+
+    It is written by `json.dumps`, as Keras does, and is unchanged if there is no other number to set.
+    """
+    whole = optimizer = parse_json(text, where, len(text))
+    for key in keys:
+        optimizer = optimizer.get(key) if isinstance(optimizer, dict) else None
+    return json.dumps(whole).encode() if rate is not None and _set_rate(optimizer, rate) else text
+
+
+def _set_rate(optimizer: object, rate: np.ndarray) -> bool:
     """Set the learning rate in a serialized optimizer if it is a number there; return whether it has changed."""
     config = optimizer.get("config") if isinstance(optimizer, dict) else None
     if not isinstance(config, dict):
         return False
     if "inner_optimizer" in config:
         return _set_rate(config["inner_optimizer"], rate)
-    if rate is None or not isinstance(config.get("learning_rate"), float) or config["learning_rate"] == rate:
+    old = config.get("learning_rate")
+    if not isinstance(old, float | int) or rate.dtype.type(old) == rate:
         return False
     if config.get("decay"):  # The state holds the decayed rate, which follows from this one.
         return False
-    config["learning_rate"] = rate
+    if not np.isfinite(rate):
+        raise ValueError(
+            "The learning rate in a configuration must be a finite number. "
+            f"Received: learning_rate={rate.item()} in `opt_state`. "
+            "Set it: `optax.tree.set(opt_state, learning_rate=0.001)`."
+        )
+    config["learning_rate"] = rate.item()
     return True
-
-
-def _set_rate_in_hdf5(weights: pathlib.Path, rate: float | None) -> None:
-    """Set the learning rate in the configuration of a whole-model `.h5`, with h5py, as its length may change."""
-    import h5py
-
-    with h5py.File(weights, "r+") as file:
-        text = file.attrs.get("training_config")
-        config = json.loads(text) if isinstance(text, str) else {}
-        if _set_rate(config.get("optimizer_config"), rate):
-            file.attrs["training_config"] = json.dumps(config)

@@ -112,6 +112,7 @@ class Files:
     def __init__(self) -> None:
         self._until_closed = contextlib.ExitStack()
         self._opened: list[tuple[pathlib.Path, int, os.stat_result]] = []
+        self._sources: dict[pathlib.Path, Source] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +122,8 @@ class Files:
 
     def open(self, path: pathlib.Path) -> Source:
         """Return the file at `path` as a source, or raise if it is a device or a pipe, which need not end."""
+        if path in self._sources:
+            return self._sources[path]
         file = self._until_closed.enter_context(open(path, "rb", buffering=0, opener=_open_at_once))
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -129,7 +132,8 @@ class Files:
                 "Copy what it gives to a file."
             )
         self._opened.append((path, file.fileno(), status))
-        return Source(file, str(path), 0, status.st_size)
+        self._sources[path] = Source(file, str(path), 0, status.st_size)
+        return self._sources[path]
 
     def keep(self, file: BinaryIO) -> BinaryIO:
         """Close `file` with the others."""
