@@ -9,7 +9,7 @@ import numpy as np
 _ALIGNMENT = 64  # Bytes: on a CPU, JAX uses memory that is aligned so without copying it.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LazyArray:
     """An array that stands in a file. `read` reads it, and raises a ValueError if it is not there as a whole."""
 

@@ -30,7 +30,7 @@ class Group:
         return group
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Node:
     """An object in the graph of a checkpoint. It gives other objects by their indices in `Checkpoint.nodes`."""
 

@@ -18,9 +18,10 @@ from optax_kadam.keras_files.containers._zip import SIGNATURE as ZIP_SIGNATURE
 from optax_kadam.keras_files.layouts._graphs import graph_contents
 from optax_kadam.keras_files.layouts._named import named_contents
 from optax_kadam.keras_files.layouts._numbered import numbered_contents
-from optax_kadam.keras_files.layouts._saved_model import optimizer_config
+from optax_kadam.keras_files.layouts._saved_model import saved_model_contents
 
-_LONGEST_LINE = 10_000  # Characters that the first line of a `checkpoint` may have.
+_LONGEST_LINE = 10_000  # Bytes that the first line of a `checkpoint` may have,
+_LONGEST_NAME = 249  # and the name in it, as file systems take names of 255 with `.index`.
 
 
 @contextlib.contextmanager
@@ -53,9 +54,7 @@ def _contents(
     path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
 ) -> Contents:
     if path.is_dir() and (path / "saved_model.pb").exists():
-        return graph_contents(
-            read_checkpoint(path / "variables" / "variables", files), config or optimizer_config(path, files)
-        )
+        return saved_model_contents(read_checkpoint(path / "variables" / "variables", files), path, files, config)
     if path.is_dir() and (path / "config.json").exists():
         return _archived(Archive.unpacked(path, files), config, trainable)
     if path.is_dir() and (path / "checkpoint").exists():
@@ -98,12 +97,16 @@ def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
 
 def _latest(folder: pathlib.Path, files: Files) -> pathlib.Path:
     """Return the prefix of the checkpoint that is named in the file `checkpoint` of a folder."""
-    source = files.open(folder / "checkpoint")
-    text = source.read(0, min(source.size, _LONGEST_LINE)).decode(errors="replace").partition("\n")[0]
-    name = text.removeprefix('model_checkpoint_path: "').removesuffix('"')
-    if pathlib.PurePath(name).name != name or not (folder / f"{name}.index").exists():
+    path = folder / "checkpoint"
+    line = b""
+    if path.is_file():
+        source = files.open(path)
+        line = source.read(0, min(source.size, _LONGEST_LINE)).partition(b"\n")[0]
+    name = line.decode(errors="replace").removeprefix('model_checkpoint_path: "').removesuffix('"')
+    is_inside = name not in ("", "..") and pathlib.PurePath(name).name == name and len(name.encode()) <= _LONGEST_NAME
+    if not is_inside or not (folder / f"{name}.index").is_file():
         raise ValueError(
-            f"`checkpoint` must name a checkpoint in its folder. Received: {text!r} in {str(folder)!r}. "
+            f"`checkpoint` must name a checkpoint in its folder. Received: {name[:200]!r} in {str(folder)!r}. "
             "Hand over the path of the checkpoint itself, without `.index`."
         )
     return folder / name

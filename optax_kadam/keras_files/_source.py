@@ -6,6 +6,7 @@ things (`Claims`), so that the time and the memory of a load are bounded by the 
 """
 
 import contextlib
+import errno
 import math
 import os
 import pathlib
@@ -20,6 +21,7 @@ from optax_kadam.keras_files._lazy_array import aligned_empty
 DAMAGED = "The file is damaged or cut off: copy it again."
 UNTRUSTED = "The file is damaged, or no Keras wrote it: do not trust it."
 _CHUNK = 1 << 20  # Bytes.
+_LARGEST_EXPANSION, _SMALL = 100, 1 << 26  # A file may be this much larger than what it takes on a disk.
 
 
 class Source:
@@ -44,7 +46,12 @@ class Source:
     def read_array(self, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Return the array that begins at byte `start`."""
         self._check(start, math.prod(shape) * dtype.itemsize)
-        array = aligned_empty(shape, dtype)
+        try:
+            array = aligned_empty(shape, dtype)
+        except MemoryError as error:
+            must = "An array must fit into the memory of this machine."
+            received = f"one of {math.prod(shape) * dtype.itemsize} bytes"
+            raise self.refusal(must, received, "Load it on a machine with more memory.") from error
         self._read_into(start, array.reshape(-1).view(np.uint8).data)
         return array
 
@@ -131,6 +138,7 @@ class Files:
                 f"`path` must be of a file. Received: {str(path)!r}, which is a device or a pipe. "
                 "Copy what it gives to a file."
             )
+        _check_written(file.fileno(), path, status)
         self._opened.append((path, file.fileno(), status))
         self._sources[path] = Source(file, str(path), 0, status.st_size)
         return self._sources[path]
@@ -156,3 +164,27 @@ class Files:
 def _open_at_once(path: str, flags: int) -> int:
     """Open `path` without waiting for a pipe's other end."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_written(descriptor: int, path: pathlib.Path, status: os.stat_result) -> None:
+    """Raise if nearly all of a large file is holes, which take no room on a disk and are read as zeros.
+
+    A file of 1 TB that is one hole would fill the memory. Real files have few holes, where moments are still zero. Some
+    file systems count blocks only after a while, so the count alone decides nothing: the holes are looked for.
+    """
+    least = (status.st_size - _SMALL) // _LARGEST_EXPANSION
+    if not hasattr(os, "SEEK_DATA") or getattr(status, "st_blocks", least) * 512 >= least:
+        return
+    written = end = 0
+    try:
+        while written < least:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            written += end - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # This system does not look for holes.
+            return
+        raise ValueError(
+            f"A file must have been written. Received: {str(path)!r}, {written} of whose {status.st_size} bytes were, "
+            f"and the others are holes. {DAMAGED}"
+        ) from error

@@ -183,7 +183,7 @@ def load_keras(
     Raises:
       FileNotFoundError: if there is nothing at `path`.
       ValueError: if the file is damaged, unsafe, not Keras's, or of an optimizer other than Adam.
-      ImportError: if h5py is missing.
+      ImportError: if google-crc32c is missing, for a checkpoint or a SavedModel.
 
     Example:
       >>> training = load_keras("tests/golden/files/tfk/adam.keras")

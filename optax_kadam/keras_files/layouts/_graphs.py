@@ -8,6 +8,8 @@ Source: `keras/src/backend/tensorflow/optimizer.py` (Keras 3.15); `tf_keras/src/
 `legacy/optimizer_v2.py` (2.21); `tensorflow/core/protobuf/trackable_object_graph.proto`.
 """
 
+import collections
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -37,6 +39,12 @@ _SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max"}
 _NOT_MODEL = re.compile(
     rf"optimizer|vars|{NOT_WEIGHTS.pattern}|keras_api|signatures|train_(tf_)?function|test_function|save_counter"
 )
+# What files hold beside a model and its Adam: by a name in the path of a tensor, and by the name at its end.
+_BESIDE = re.compile(rf"save_counter|keras_api|_all_variables|{NOT_WEIGHTS.pattern}")
+_HYPERPARAMETERS = {"iter", "beta_1", "beta_2", "decay", "learning_rate"}
+_HYPERPARAMETERS |= {"_iterations", "_learning_rate", "_current_learning_rate"}
+_LOSS_SCALES = ({"step_counter", "dynamic_scale"}, {"current_loss_scale", "good_steps"})
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 _WITH_MODEL = "Save the model with it: `tf.train.Checkpoint(model=model, optimizer=optimizer)`."
 
 
@@ -55,6 +63,7 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) 
         generation = generation or ("keras3" if "_all_variables" in checkpoint.nodes[0].children else "tf_keras")
         suffix = "" if generation == "keras3" else ":0"
         variables = [with_guessed_trainability(Variable(*graph.variable(i, suffix))) for i in model]
+        _check_claimed(checkpoint, variables, None)
         return Contents(generation, config, variables, None)
     (optimizer,) = optimizers
     if config is None:
@@ -66,14 +75,46 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) 
         slots, order = graph.listed_slots(optimizer, model)
         found = "keras3" if "_trainable_variables" in optimizer.children else "tf_keras"
     suffix = "" if found == "keras3" else ":0"
-    variables = [Variable(*graph.variable(i, suffix), is_trainable=i in set(order)) for i in order]
-    others = [Variable(*graph.variable(i, suffix), is_trainable=False) for i in model if i not in set(order)]
+    trained = set(order)
+    variables = [Variable(*graph.variable(i, suffix)) for i in order]
+    others = [Variable(*graph.variable(i, suffix), is_trainable=False) for i in model if i not in trained]
+    _check_claimed(checkpoint, [*variables, *others], slots)
     check_shapes(variables, slots.mu, "The checkpoint is damaged.")
     return Contents(generation or found, config, [*variables, *others], slots)
 
 
+def _check_claimed(checkpoint: Checkpoint, variables: Sequence[Variable], slots: Slots | None) -> None:
+    """Raise if a tensor is neither of the model nor of its Adam, nor one of those that are known to stand beside them.
+
+    Otherwise the optimizer, or a layer, would be left out without a word where a name is not the one that is expected.
+    """
+    arrays = [variable.array for variable in variables]
+    if slots is not None:
+        scalars = slots.iterations, slots.learning_rate, slots.step_counter, slots.dynamic_scale
+        arrays += [array for array in scalars if array is not None]
+        arrays += itertools.chain(*slots.arrays().values())
+    claimed = {id(array) for array in arrays}
+    if len(claimed) < len(arrays):
+        raise ValueError(
+            f"A tensor must be one variable or one slot. Received: {len(claimed)} tensors for {len(arrays)} of them. "
+            "The checkpoint is damaged, or no Keras wrote it: do not trust it."
+        )
+    for key, tensor in checkpoint.tensors.items():
+        path = key.partition("/.ATTRIBUTES/")[0].split("/")
+        is_beside = path[-1] in _HYPERPARAMETERS or any(_BESIDE.fullmatch(name) for name in path)
+        if id(tensor) not in claimed and not is_beside:
+            raise ValueError(
+                f"A tensor must belong to the model or to its Adam. Received: {key!r}, which belongs to neither. "
+                "The checkpoint is damaged, or of another optimizer: only Adam can be carried over."
+            )
+
+
 def _is_optimizer(node: Node) -> bool:
-    return {"_momentums", "_velocities"} <= set(node.children) or bool(node.slots)
+    return {"_momentums", "_velocities"} <= node.children.keys() or bool(node.slots)
+
+
+def _is_loss_scale(node: Node) -> bool:
+    return any(names <= node.children.keys() for names in _LOSS_SCALES)
 
 
 class _Graph:
@@ -99,28 +140,28 @@ class _Graph:
 
     def model_variables(self) -> Iterator[int]:
         """Yield the nodes that are variables of the model, in Keras's order."""
-        if self._nodes and "variables" in self._nodes[0].children:  # A SavedModel lists its variables.
-            yield from self._list(self._nodes[0].children["variables"])
+        if "variables" in self._nodes[0].children:  # A SavedModel lists its variables.
+            listed = self._nodes[self._nodes[0].children["variables"]].children
+            self._check_numbers(listed)  # Tables count too, but are not saved.
+            yield from (listed[name] for name in sorted(listed, key=int))
             return
-        seen, stack = set(), [0] if self._nodes else []
+        root = self._nodes[0].children
+        is_root = any(name.startswith(("layer-", "layer_with", "train_", "root")) for name in root)
+        models = set() if is_root else set(root.values())  # What the user handed to `tf.train.Checkpoint` by name.
+        seen, stack = set(), [0]
         while stack:
             index = stack.pop()
             node = self._nodes[index]
-            if index in seen or _is_optimizer(node):
+            if index in seen or _is_optimizer(node) or _is_loss_scale(node):
                 continue
             seen.add(index)
             if node.key in self._tensors:
                 yield index
             inside = [child for name, child in node.children.items() if not _NOT_MODEL.fullmatch(name)]
             # A layer's own variables come before those of its sublayers, a model's after those of its layers.
-            inside.sort(key=lambda child: (self._nodes[child].key is None) != self._is_model(index))
+            is_model = index == 0 or index in models
+            inside.sort(key=lambda child: (self._nodes[child].key is None) != is_model)
             stack += reversed(inside)
-
-    def _is_model(self, index: int) -> bool:
-        """Return whether a node is a model: the root, or what the user handed to `tf.train.Checkpoint` by name."""
-        root = self._nodes[0].children
-        is_root = any(name.startswith(("layer-", "layer_with", "train_", "root")) for name in root)
-        return index == 0 or not is_root and index in root.values()
 
     def scalar(self, node: Node, *names: str) -> LazyArray | None:
         """Return the array of the first child of `node` that has one of `names`, or None."""
@@ -142,7 +183,10 @@ class _Graph:
                 f"Every variable must have the same slots. Received: no {slot} for {self._nodes[index].full_name!r}."
             )
         # The optimizer lists its slots as they were made; Keras's order is that of the variables in the model.
-        order = sorted(found["mu"], key=model.index)
+        place = {index: i for i, index in enumerate(model)}
+        if alone := [self._nodes[index].full_name for index in found["mu"] if index not in place]:
+            raise ValueError(f"A slot must be of a variable of the model. Received: one of {alone[0]!r}. {_WITH_MODEL}")
+        order = sorted(found["mu"], key=place.__getitem__)
         lists = {slot: [arrays[index] for index in order] for slot, arrays in found.items()}
         return self._slots(optimizer, lists, "iter"), order
 
@@ -168,32 +212,41 @@ class _Graph:
         by_name: dict[str | None, list[int]] = {}
         for index in model:
             by_name.setdefault(self._nodes[index].full_name, []).append(index)
-        names = [self._variable_name(str(self._nodes[slot].full_name), by_name) for slot in slots]
-        in_model = [self._nodes[index].full_name for index in model if self._nodes[index].full_name in names]
-        if len(set(names)) < len(names) and in_model != names:
-            repeated = next(name for name in names if names.count(name) > 1)
+        lengths = {len(name) for name in by_name if name}
+        names = [self._variable_name(str(self._nodes[slot].full_name), by_name, lengths) for slot in slots]
+        counts = collections.Counter(names)
+        in_model = [self._nodes[index].full_name for index in model if self._nodes[index].full_name in counts]
+        if len(counts) < len(names) and in_model != names:
+            repeated, count = counts.most_common(1)[0]
             raise ValueError(
-                f"A slot must be named after one variable of the model. Received: {names.count(repeated)} variables "
+                f"A slot must be named after one variable of the model. Received: {count} variables "
                 f"named {repeated!r}. Save the model as a SavedModel, which lists its variables."
             )
         return [by_name[name].pop(0) for name in names]
 
-    def _variable_name(self, slot: str, known: Collection[str | None]) -> str:
+    def _variable_name(self, slot: str, known: Collection[str | None], lengths: Collection[int]) -> str:
         """Return the name of the variable in that of a slot: `dense/kernel` in `Adam/m/dense/kernel`.
 
-        What stands before `m` is the name of the optimizer, which the user may have chosen.
+        What stands before `m` is the name of the optimizer, which the user may have chosen. `lengths` are those of the
+        `known` names: to look up every ending of a long name would take the square of its length.
         """
-        parts = slot.split("/")
-        for index, part in enumerate(parts):
-            if part == "m" and (name := "/".join(parts[index + 1 :])) in known:
-                return name
-        raise ValueError(f"A slot must be named after a variable of the model. Received: {slot!r}. {_WITH_MODEL}")
+        for match in re.finditer("(?:^|(?<=/))m/", slot):
+            if len(slot) - match.end() in lengths and slot[match.end() :] in known:
+                return slot[match.end() :]
+        raise ValueError(f"A slot must be named after a variable of the model. Received: {slot[:200]!r}. {_WITH_MODEL}")
 
     def _list(self, index: int) -> list[int]:
         children = self._nodes[index].children
-        if sorted(children) != sorted(str(i) for i in range(len(children))):
-            raise ValueError(f"A list must be numbered from 0. Received: {sorted(children)}.")
+        self._check_numbers(children)
+        missing = [i for i in range(len(children)) if str(i) not in children]
+        if missing:
+            raise ValueError(f"A list must be numbered from 0. Received: {len(children)} numbers without {missing[0]}.")
         return [children[str(i)] for i in range(len(children))]
+
+    def _check_numbers(self, names: Collection[str]) -> None:
+        for name in names:
+            if not _NUMBER.fullmatch(name):
+                raise ValueError(f"A list must have numbers for names. Received: {name[:50]!r}.")
 
     def _slots(self, optimizer: Node, lists: Mapping[str, Sequence[LazyArray]], count: str) -> Slots:
         iterations = self.scalar(optimizer, count)
@@ -205,8 +258,8 @@ class _Graph:
         rate = self.scalar(optimizer, "_learning_rate", "_current_learning_rate", "learning_rate")
         counter = scale = None
         for node in self._nodes:
-            if {"current_loss_scale", "good_steps"} <= set(node.children):
+            if {"current_loss_scale", "good_steps"} <= node.children.keys():
                 counter, scale = self.scalar(node, "good_steps"), self.scalar(node, "current_loss_scale")
-            elif {"step_counter", "dynamic_scale"} <= set(node.children):
+            elif {"step_counter", "dynamic_scale"} <= node.children.keys():
                 counter, scale = self.scalar(node, "step_counter"), self.scalar(node, "dynamic_scale")
         return Slots.from_lists(iterations, rate, lists, counter, scale)

@@ -1,30 +1,74 @@
-"""The configuration in a SavedModel of tf_keras is JSON inside `keras_metadata.pb`, which has no checksum."""
+"""A SavedModel of tf_keras is a checkpoint, and a file `keras_metadata.pb` with the configuration of each object.
 
-import json
+That file has no checksum. It lists a message for each object, with a JSON text in it, that of the model first.
+
+Source: `tf_keras/protobuf/saved_metadata.proto`, `tf_keras/src/saving/legacy/saved_model/save.py` (tf_keras 2.21).
+"""
+
 import pathlib
 from collections.abc import Mapping
 
-from optax_kadam.keras_files._source import Files
+from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents
+from optax_kadam.keras_files._json import parse_json
+from optax_kadam.keras_files._named_arrays import Checkpoint
+from optax_kadam.keras_files._protobuf import Message, read_fields
+from optax_kadam.keras_files._source import UNTRUSTED, Files, Source
+from optax_kadam.keras_files.layouts._graphs import graph_contents
+
+# NASNetLarge, the largest model in Keras, has a configuration of 785,866 letters, with 14,491 objects and lists. It
+# stands there twice.
+_MOST_LETTERS, _MOST_PARTS = 1 << 22, 1 << 17
 
 
-def optimizer_config(folder: pathlib.Path, files: Files) -> Mapping[str, object] | None:
-    """Return the serialized optimizer of the SavedModel in `folder`, or None if it was saved without one.
+def saved_model_contents(
+    checkpoint: Checkpoint, folder: pathlib.Path, files: Files, config: Mapping[str, object] | None
+) -> Contents:
+    """Return the contents of the SavedModel in `folder`. `checkpoint` is the one in it.
 
-    The file lists a message for each object, with a JSON text in it. The first is that of the model.
+    Args:
+      checkpoint: its variables.
+      folder: the folder.
+      files: the files of this load.
+      config: the serialized optimizer if the caller handed it over.
 
     Raises:
-      ValueError: if the JSON text cannot be read.
+      ValueError: if the configuration cannot be read, or is missing though there is an optimizer.
     """
     metadata = folder / "keras_metadata.pb"
-    if not metadata.exists():  # Keras 3's `export` writes none.
-        return None
-    text = files.open(metadata).read().decode(errors="replace")
-    try:
-        model, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
-        config = (model.get("training_config") or {}).get("optimizer_config")
-    except (ValueError, AttributeError, RecursionError) as error:
+    has_metadata = config is None and metadata.exists()  # Keras 3's `export` writes none.
+    found = _optimizer_config(files.open(metadata)) if has_metadata else config
+    contents = graph_contents(checkpoint, found)
+    if has_metadata and found is None and contents.slots is not None:
         raise ValueError(
-            f"A SavedModel's metadata must hold the model's configuration as JSON: {error}. "
-            f"Received: {str(metadata)!r}. The file is damaged: copy it again."
-        ) from error
-    return config if isinstance(config, dict) else None
+            "A SavedModel with an optimizer must hold its configuration. "
+            f"Received: {str(metadata)!r}, without a `training_config`. {NEEDS_CONFIG}"
+        )
+    return contents
+
+
+def _optimizer_config(source: Source) -> Mapping[str, object] | None:
+    """Return the serialized optimizer, or None if the model was saved without one."""
+    model = None
+    for field, part in read_fields(memoryview(source.read()), source):
+        if field != 1 or isinstance(part, int):
+            raise source.refusal("A SavedModel's metadata must list objects.", f"field {field} in it")
+        message = Message(bytes(part), source)
+        if message.text(3) == "root" and model is None:
+            model = message.part(5)
+    if model is None:
+        raise source.refusal("A SavedModel's metadata must describe the model.", "no object named 'root'")
+    parts = model.count(b"{") + model.count(b"[")
+    if len(model) > _MOST_LETTERS or parts > _MOST_PARTS:
+        received = f"one of {len(model)} letters with {parts} objects and lists"
+        raise source.refusal(
+            f"A configuration must have at most {_MOST_LETTERS} letters, with {_MOST_PARTS} objects and lists.",
+            received,
+            UNTRUSTED,
+        )
+    training = parse_json(model, source.name).get("training_config")
+    if training is None:
+        return None
+    config = training.get("optimizer_config") if isinstance(training, dict) else None
+    if not isinstance(config, dict):
+        raise source.refusal("A `training_config` must hold an `optimizer_config`.", f"{str(training)[:100]}")
+    return config

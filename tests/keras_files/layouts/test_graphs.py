@@ -12,18 +12,20 @@ def checkpoint(root):
     """Build a checkpoint of nested dicts: a leaf is (name, number); `slots` in a dict lists (variable, slot, array)."""
     nodes, tensors, known = [], {}, {}
 
-    def add(item):
+    def add(item, path=()):
         if id(item) in known:
             return known[id(item)]
         known[id(item)] = index = len(nodes)
         nodes.append(None)
         if isinstance(item, dict):
-            children = {name: add(child) for name, child in item.items() if name != "slots"}
-            slots = [(add(variable), slot, add(array)) for variable, slot, array in item.get("slots", [])]
+            children = {name: add(child, (*path, name)) for name, child in item.items() if name != "slots"}
+            slots = [
+                (add(variable), slot, add(array, (str(array),))) for variable, slot, array in item.get("slots", [])
+            ]
             nodes[index] = Node(children, None, None, slots)
         else:
             name, number = item
-            key = f"{index}"
+            key = "/".join((*path, ".ATTRIBUTES", "VARIABLE_VALUE"))
             dtype = np.dtype(np.int64 if name.endswith("iter") else np.float32)
             shape = () if name.endswith("iter") else (1,)
             tensors[key] = LazyArray(shape, dtype, lambda: np.full(shape, number, dtype))
