@@ -58,14 +58,10 @@ def _optimizer_config(source: Source) -> Mapping[str, object] | None:
     if model is None:
         raise source.refusal("A SavedModel's metadata must describe the model.", "no object named 'root'")
     parts = model.count(b"{") + model.count(b"[")
-    if len(model) > _MOST_LETTERS or parts > _MOST_PARTS:
-        received = f"one of {len(model)} letters with {parts} objects and lists"
-        raise source.refusal(
-            f"A configuration must have at most {_MOST_LETTERS} letters, with {_MOST_PARTS} objects and lists.",
-            received,
-            UNTRUSTED,
-        )
-    training = parse_json(model, source.name).get("training_config")
+    if parts > _MOST_PARTS:
+        must = f"A configuration must have at most {_MOST_PARTS} objects and lists."
+        raise source.refusal(must, f"one with {parts}", UNTRUSTED)
+    training = parse_json(model, source.name, _MOST_LETTERS).get("training_config")
     if training is None:
         return None
     config = training.get("optimizer_config") if isinstance(training, dict) else None
