@@ -164,11 +164,13 @@ def kadam(
         if use_ema
         else None,
     )
+    period = micro_steps * (ema_overwrite_frequency or 1 if use_ema else 1)
     kept = {"accumulator": accumulates, "mu": True, "nu": True, "nu_max": amsgrad, "average": use_ema}
     stages = with_learning_rate(
         learning_rate,
         update,
         decay,
+        period=period if period <= 2**31 else micro_steps,  # A longer one has no second overwrite that is counted.
         kept=tuple(name for name, is_kept in kept.items() if is_kept),
         # `optax.inject_hyperparams` hands over all numbers as arrays.
         is_injected=all(isinstance(number, jax.Array) for number in (learning_rate, beta_1, beta_2, epsilon)),
