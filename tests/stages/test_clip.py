@@ -10,6 +10,8 @@ import pytest
 
 import optax_kadam as ok
 
+from ..helpers import keras_rules
+
 
 @pytest.mark.parametrize("count", [3, 450])
 @pytest.mark.parametrize("jit", [False, True])
@@ -35,3 +37,28 @@ def test_a_compiled_sum_of_many_norms_takes_200_at_a_time():
     lowered = jax.jit(lambda g: ok.clip_by_global_norm(0.7).update(g, optax.EmptyState())[0]).lower(gradients)
     lengths = re.findall(r"stablehlo.concatenate.*-> tensor<(\d+)xf32>", lowered.as_text())
     assert max(map(int, lengths)) == 200
+
+
+@pytest.mark.parametrize("clip", [49.0, 1.1, 0.7, 4.7])
+@pytest.mark.parametrize("length", [0.01, 0.6, 100.0])
+def test_a_clip_alone_scales_as_keras_3_does(clip, length):
+    """Below the limit too: by `c * (1 / c)`, which is 0.99999994 for 49, with the reciprocal of Keras's generation."""
+    keras = pytest.importorskip("keras")
+    gradients = [length * jnp.array([0.6, 0.0]), length * jnp.array([[0.8]])]
+    with keras_rules():
+        expected = keras.optimizers.Adam(global_clipnorm=clip)._clip_gradients(gradients)
+    found, _ = ok.clip_by_global_norm(clip).update(gradients, optax.EmptyState())
+    assert all(jax.tree.map(np.array_equal, found, expected))
+
+
+def test_the_slope_of_a_clip_is_finite_at_a_gradient_of_zero():
+    """The root has an infinite slope at 0, which would be NaN behind a selection; Keras guards its root likewise."""
+    zero = {"a": jnp.zeros(3), "b": jnp.array([3.0, 4.0])}
+
+    def total(gradients):
+        clipped, _ = ok.clip_by_norm(2.0).update(gradients, optax.EmptyState())
+        return jnp.sum(clipped["a"]) + jnp.sum(clipped["b"])
+
+    slope = jax.grad(total)(zero)
+    np.testing.assert_array_equal(slope["a"], np.ones(3))
+    np.testing.assert_allclose(slope["b"], 2 * (np.ones(2) / 5 - 7 * np.array([3.0, 4.0]) / 125), rtol=1e-5)
