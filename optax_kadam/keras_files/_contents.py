@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Self, TypeVar
 
 from optax_kadam._generations import Generation
@@ -78,14 +78,19 @@ class Slots:
         return {name: arrays for name, arrays in lists.items() if arrays is not None}
 
 
-def with_unique_paths(variables: Iterable[Variable]) -> list[Variable]:
+def with_unique_paths(variables: Sequence[Variable]) -> list[Variable]:
     """Return the variables with distinct paths: of those that Keras gives the same path, the second has `path#2`."""
-    seen: dict[str, int] = {}
+    taken = {variable.path for variable in variables}
+    counts: dict[str, int] = {}
     unique = []
     for variable in variables:
-        count = seen[variable.path] = seen.get(variable.path, 0) + 1
-        path = variable.path if count == 1 else f"{variable.path}#{count}"
-        unique.append(dataclasses.replace(variable, path=path))
+        path = variable.path
+        count = counts.get(path, 0) + 1
+        while count > 1 and f"{path}#{count}" in taken:
+            count += 1
+        counts[path] = count
+        unique.append(dataclasses.replace(variable, path=path if count == 1 else f"{path}#{count}"))
+        taken.add(unique[-1].path)
     return unique
 
 

@@ -21,7 +21,6 @@ from optax_kadam.keras_files.layouts._saved_model import optimizer_config
 _LONGEST_LINE = 10_000  # Characters that the first line of a `checkpoint` may have.
 
 
-
 @contextlib.contextmanager
 def opened(
     path: pathlib.Path, config: Mapping[str, object] | None = None, trainable: Sequence[str] | None = None
@@ -31,7 +30,13 @@ def opened(
     The arguments are those of `load_keras`.
     """
     with Files() as files:
-        yield _contents(path, config, trainable, files)
+        contents = _contents(path, config, trainable, files)
+        if not contents.variables:
+            raise ValueError(
+                f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
+                "Save the model with `model.save('model.keras')`."
+            )
+        yield contents
         files.check_unchanged()
 
 
@@ -39,7 +44,9 @@ def _contents(
     path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
 ) -> Contents:
     if path.is_dir() and (path / "saved_model.pb").exists():
-        return graph_contents(read_checkpoint(path / "variables" / "variables", files), config or optimizer_config(path, files))
+        return graph_contents(
+            read_checkpoint(path / "variables" / "variables", files), config or optimizer_config(path, files)
+        )
     if path.is_dir() and (path / "config.json").exists():
         return _archived(Folder(path, files), config, trainable)
     if path.is_dir() and (path / "checkpoint").exists():
@@ -93,7 +100,9 @@ def _latest(folder: pathlib.Path, files: Files) -> pathlib.Path:
     return folder / name
 
 
-def _archived(archive: Archive | Folder, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
+def _archived(
+    archive: Archive | Folder, config: Mapping[str, object] | None, trainable: Sequence[str] | None
+) -> Contents:
     version = str(archive.json("metadata.json").get("keras_version"))
     model = archive.json("config.json")
     compiled = model.get("compile_config")

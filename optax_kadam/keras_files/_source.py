@@ -139,7 +139,7 @@ class Files:
 
     def open(self, path: pathlib.Path) -> Source:
         """Return the file at `path` as a source, or raise if it is a device or a pipe, which need not end."""
-        file = self._until_closed.enter_context(path.open("rb", buffering=0, opener=_open_at_once))
+        file = self._until_closed.enter_context(open(path, "rb", buffering=0, opener=_open_at_once))
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(

@@ -195,6 +195,15 @@ def load_keras(
     """
     if config is not None:
         parse(config)
+    if trainable is not None and (
+        isinstance(trainable, str)
+        or not isinstance(trainable, Sequence)
+        or not all(isinstance(path, str) for path in trainable)
+    ):
+        raise TypeError(
+            f"`trainable` must be a list of paths. Received: trainable={trainable!r}. "
+            "Hand over `[variable.path for variable in model.trainable_variables]`."
+        )
     with opened(pathlib.Path(path), config, trainable) as contents:
         return read(contents)
 
@@ -211,7 +220,7 @@ def read(contents: Contents) -> KerasTraining:
         name: {variable.path: _frozen(array.read()) for variable, array in zip(trainable, listed, strict=True)}
         for name, listed in slots.arrays().items()
     }
-    iterations, rate = slots.iterations.read().item(), _number(slots.learning_rate)
+    iterations, rate = _count("iterations", slots.iterations), _number("learning_rate", slots.learning_rate)
     return KerasTraining(
         contents.generation,
         contents.config,
@@ -223,14 +232,33 @@ def read(contents: Contents) -> KerasTraining:
         nu_max=arrays.get("nu_max"),
         average=arrays.get("average"),
         accumulator=arrays.get("accumulator"),
-        step_counter=_number(slots.step_counter),
-        dynamic_scale=_number(slots.dynamic_scale),
+        step_counter=slots.step_counter and _count("step_counter", slots.step_counter),
+        dynamic_scale=_number("dynamic_scale", slots.dynamic_scale),
     )
 
 
-def _number(scalar: LazyArray | None) -> Any:
+def _count(name: str, scalar: LazyArray) -> int:
+    """Return the number of steps in an array."""
+    count = scalar.read()
+    if count.shape or count.dtype.kind != "i" or count < 0:
+        raise ValueError(
+            f"`{name}` must be a number of steps, as a signed integer. Received: {name}={count} of dtype {count.dtype}. "
+            "The file is damaged, or no Keras wrote it."
+        )
+    return int(count)
+
+
+def _number(name: str, scalar: LazyArray | None) -> float | None:
     """Return the number in an array, or None without one."""
-    return None if scalar is None else scalar.read().item()
+    if scalar is None:
+        return None
+    number = scalar.read()
+    if number.shape or number.dtype.kind != "f" or not number >= 0:
+        raise ValueError(
+            f"`{name}` must be a number of at least 0. Received: {name}={number} of dtype {number.dtype}. "
+            "The file is damaged, or no Keras wrote it."
+        )
+    return float(number)
 
 
 def _configured_rate(contents: Contents) -> float | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import optax_kadam as ok
+from optax_kadam.keras_files import _training
 
 from ..helpers import keras_rules
 from ..sparing import mostly_slow
@@ -367,3 +368,113 @@ def test_what_was_read_cannot_be_written_to():
     training = ok.load_keras(FILES / "k3j/adam.keras")  # Its memory may be JAX's too.
     with pytest.raises(ValueError, match="read-only"):
         training.variables["m/d1/bias"][0] = 1.0
+
+
+def _renamed(old, new):
+    return lambda file: file.move(old, new)
+
+
+def _renamed_attribute(old, new):
+    return lambda file: file.attrs.create(new, file.attrs.pop(old))
+
+
+UNCLAIMED = {
+    ("k3j/adam.weights.h5", "must stand in a group `optimizer`. Received: them in 'optimizes'"): _renamed(
+        "optimizer", "optimizes"
+    ),
+    ("k3j/adam.weights.h5", "Received: the array /layers/dense/wars/0"): _renamed(
+        "layers/dense/vars", "layers/dense/wars"
+    ),
+    ("k3j/adam.weights.h5", "Received: the array /layers/x"): lambda file: file.create_dataset("layers/x", data=0.0),
+    ("k3j/adam.weights.h5", r"Received: the attribute 'x' of /"): lambda file: file.attrs.update(x="y"),
+    ("k3j/adam.h5", "Received: the attribute 'training_confhg' of /"): _renamed_attribute(
+        "training_config", "training_confhg"
+    ),
+    ("k3j/adam.h5", "Received: the array /model_weigxts/bn/m/bn/beta"): _renamed(
+        "model_weights/bn", "model_weigxts/bn"
+    ),
+    ("k3j/adam.h5", "Received: the array /optimizes_weights"): _renamed("optimizer_weights", "optimizes_weights"),
+}
+
+
+@pytest.mark.parametrize(("name", "message"), UNCLAIMED)
+def test_what_neither_a_layer_nor_the_optimizer_claims_is_refused(name, message, tmp_path):
+    path = tmp_path / pathlib.Path(name).name
+    shutil.copy(FILES / name, path)
+    with h5py.File(path, "r+") as file:
+        UNCLAIMED[name, message](file)
+    with pytest.raises(ValueError, match=message):
+        ok.load_keras(path)
+
+
+def _set(path, value):
+    def change(file):
+        del file[path]
+        file[path] = value
+
+    return change
+
+
+NUMBERS = {
+    "`iterations` must be a number of steps, as a signed integer. Received: iterations=-5": _set(
+        "optimizer/vars/0", np.int32(-5)
+    ),
+    "Received: iterations=18446744073709551615 of dtype uint64": _set("optimizer/vars/0", np.uint64(2**64 - 1)),
+    "`learning_rate` must be a number of at least 0. Received: learning_rate=nan": _set(
+        "optimizer/vars/1", np.float32(np.nan)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", NUMBERS)
+def test_numbers_that_no_training_has_are_refused(message, tmp_path):
+    shutil.copy(FILES / "k3j/adam.weights.h5", tmp_path / "x.weights.h5")
+    with h5py.File(tmp_path / "x.weights.h5", "r+") as file:
+        NUMBERS[message](file)
+    with pytest.raises(ValueError, match=message):
+        ok.load_keras(tmp_path / "x.weights.h5")
+
+
+def test_an_hdf5_file_without_a_model_is_refused(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w"):
+        pass
+    with pytest.raises(ValueError, match="must hold the variables of a model. Received: .*x.h5', which holds none"):
+        ok.load_keras(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("trainable", [5, "m/d1/kernel", [1]])
+def test_a_wrong_order_is_named(trainable):
+    with pytest.raises(TypeError, match="`trainable` must be a list of paths. Received: trainable="):
+        ok.load_keras(FILES / "k3j/adam.keras", trainable=trainable)
+
+
+def test_an_error_of_our_own_is_no_damage(monkeypatch):
+    monkeypatch.setattr("optax_kadam.keras_files._open.numbered_contents", lambda *_: {}["a fault of ours"])
+    with pytest.raises(KeyError, match="a fault of ours"):
+        ok.load_keras(FILES / "k3j/adam.keras")
+
+
+@pytest.mark.parametrize("name", ["k3j/adam.keras", "k3j/adam.weights.h5", "k3j/adam.h5"])
+def test_a_file_that_is_replaced_while_it_is_read_gives_the_old_one(name, tmp_path, monkeypatch):
+    path, other = tmp_path / pathlib.Path(name).name, FILES / name.replace("adam", "amsgrad")
+    shutil.copy(FILES / name, path)
+    whole = ok.load_keras(path)
+    read = _training.read
+
+    def replaced(contents):
+        shutil.copy(other, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+        return read(contents)
+
+    monkeypatch.setattr(_training, "read", replaced)
+    found = ok.load_keras(path)
+    assert found.nu_max is None and all(map(np.array_equal, found.nu.values(), whole.nu.values()))
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.weights.h5"
+    shutil.copy(FILES / "k3j/adam.weights.h5", path)
+    read = _training.read
+    monkeypatch.setattr(_training, "read", lambda contents: (read(contents), path.write_bytes(b""))[0])
+    with pytest.raises(ValueError, match="must not change while it is read. Received: .*x.weights.h5"):
+        ok.load_keras(path)

@@ -243,7 +243,9 @@ class _Reader:
             raise self._not_in_one_piece(path)
         offset, size = self._unpack("<QQ", found[_LAYOUT], 2)
         if size != math.prod(shape) * dtype.itemsize or math.prod(max(n, 1) for n in shape) >= 2**56:
-            raise self._untrusted("A dataset must fill its shape.", f"{size} bytes of {path!r} for {dtype}{list(shape)}")
+            raise self._untrusted(
+                "A dataset must fill its shape.", f"{size} bytes of {path!r} for {dtype}{list(shape)}"
+            )
         if size:
             self._claims.take(offset, size)
         return LazyArray(shape, dtype, functools.partial(self._source.read_array, offset, shape, dtype), offset)
@@ -307,7 +309,9 @@ class _Reader:
 
     def _part(self, data: bytes, start: int, count: int) -> bytes:
         if start + count > len(data):
-            raise self._untrusted("A part must lie within its whole.", f"bytes {start} to {start + count} of {len(data)}")
+            raise self._untrusted(
+                "A part must lie within its whole.", f"bytes {start} to {start + count} of {len(data)}"
+            )
         return data[start : start + count]
 
     def _unpack(self, layout: str, data: bytes, start: int = 0) -> tuple[Any, ...]:

@@ -34,7 +34,9 @@ _SLOT_LISTS = {
     "_accumulated_gradients": "accumulator",
 }
 _SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max"}
-_NOT_MODEL = re.compile(rf"{NOT_WEIGHTS.pattern}|keras_api|signatures|train_(tf_)?function|test_function|save_counter")
+_NOT_MODEL = re.compile(
+    rf"optimizer|vars|{NOT_WEIGHTS.pattern}|keras_api|signatures|train_(tf_)?function|test_function|save_counter"
+)
 _WITH_MODEL = "Save the model with it: `tf.train.Checkpoint(model=model, optimizer=optimizer)`."
 
 

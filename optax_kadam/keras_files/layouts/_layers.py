@@ -21,7 +21,9 @@ from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._builtin_layers import ALIASES, ATTENTION, SUBLAYERS, SWITCHES, VARIABLES
 
 _LAYER_LISTS = ("layers", "_layer_checkpoint_dependencies")  # Keras 2.12 and 2.13 write the latter.
-NOT_WEIGHTS = re.compile(r"optimizer|vars|.*metrics?|.*seed_generators?(_\d+)?|_loss_tracker|.*random_generator.*")
+# What is saved of a model beside its weights, by some versions: metrics, and the states of random generators.
+NOT_WEIGHTS = re.compile(r"(.*_)?(metrics?|seed_generators?(_\d+)?|random_generator(_.*)?)|_loss_tracker")
+_NOT_LAYERS = re.compile(rf"optimizer|vars|{NOT_WEIGHTS.pattern}")
 
 
 @dataclasses.dataclass
@@ -34,15 +36,27 @@ class Layer:
     children: list["Layer"]
     before: list[set[int]]  # For each child, the children that are known to come before it.
     numbered_before: list[set[int]]  # For each child, those that come before it if automatic names count.
+    repeated: Sequence[LazyArray] = ()  # Its arrays that the file holds under another layer too.
 
     @functools.cached_property
     def has_variables(self) -> bool:
         """Whether this layer or one below it has variables."""
         return bool(self.own) or any(child.has_variables for child in self.children)
 
+    @functools.cached_property
+    def is_in_a_row(self) -> bool:
+        """Whether each child is known to come after the one before it."""
+        return all(index - 1 in self.before[index] for index in range(1, len(self.children)))
+
+    def all_layers(self) -> Iterator["Layer"]:
+        """Yield this layer and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.all_layers()
+
     def all_own(self) -> list[tuple[str, LazyArray]]:
         """Return the variables of this layer and of all below it, in some order."""
-        return self.own + [variable for child in self.children for variable in child.all_own()]
+        return [variable for layer in self.all_layers() for variable in layer.own]
 
 
 _Children = tuple[list[Layer], list[set[int]], list[set[int]]]
@@ -59,10 +73,10 @@ def read_layers(root: Group, config: Mapping[str, object] | None, generation: Ge
     model = _Reader(generation).layer(root, "", config, "", is_frozen=False)
     if generation == "keras3" or not model.own:
         return model
-    last = dataclasses.replace(model, children=[], before=[], numbered_before=[])
+    last = dataclasses.replace(model, children=[], before=[], numbered_before=[], repeated=())
     count = len(model.children)  # In tf_keras, a model's own variables come after its layers.
     before, numbered_before = [*model.before, set(range(count))], [*model.numbered_before, set()]
-    return Layer([], (0,), False, [*model.children, last], before, numbered_before)
+    return Layer([], (0,), False, [*model.children, last], before, numbered_before, model.repeated)
 
 
 def numbered(group: Group | None) -> list[LazyArray]:
@@ -94,17 +108,21 @@ class _Reader:
             scope = f"{scope}{name}/" if name else scope
         else:  # The layers of a Functional model were made before it, outside its scope.
             scope = ""
-        own = self._own(group, kind, arguments, scope)
+        own, counts = self._own(group, kind, arguments, scope)
         if listed is not None:
-            return Layer(*own, is_frozen, *self._listed(group, listed, scope, is_frozen))
-        return Layer(*own, is_frozen, *self._found(group, arguments, scope, is_frozen))
+            children = self._listed(group, listed, scope, is_frozen)
+        else:
+            children = self._found(group, arguments, scope, is_frozen)
+        # The first variable of a SpectralNormalization is the kernel of the layer inside.
+        repeated = numbered(group.at("vars"))[: kind == "spectral_normalization"]
+        return Layer(own, counts, is_frozen, *children, repeated)
 
     def _own(
         self, group: Group, kind: str, arguments: Mapping[str, object], scope: str
     ) -> tuple[list[tuple[str, LazyArray]], Sequence[int]]:
         """Return the variables of the layer itself, and the numbers of them that may be trained."""
         arrays = numbered(group.at("vars"))
-        if kind == "spectral_normalization":  # Its first variable is the kernel of the layer inside.
+        if kind == "spectral_normalization":
             return [(f"{scope}vector_u{self._suffix}", array) for array in arrays[1:]], (0,)
         trainable, others = VARIABLES.get(kind, ((), ()))
         off = {name for switch, names in SWITCHES.items() if arguments.get(switch) is False for name in names}
@@ -132,7 +150,7 @@ class _Reader:
             if key in listed.groups:  # A layer that is used again was met before.
                 met.add(key)
                 layers.append(self.layer(listed.groups[key], key, config, scope, is_frozen))
-        if met != {key for key in listed.groups if not NOT_WEIGHTS.fullmatch(key)}:
+        if met != {key for key in listed.groups if not _NOT_LAYERS.fullmatch(key)}:
             return self._found(group, {}, scope, is_frozen)  # The file calls some classes otherwise.
         more, before, numbered_before = self._found(group, {}, scope, is_frozen, skip=_LAYER_LISTS)
         if more and not self._is_keras3:  # tf_keras numbers attributes before the list.
@@ -149,7 +167,7 @@ class _Reader:
         names: list[str] = []
         attributes: list[str] = []
         lists: list[int] = []
-        keys = [key for key in group.groups if key not in skip and not NOT_WEIGHTS.fullmatch(key)]
+        keys = [key for key in group.groups if key not in skip and not _NOT_LAYERS.fullmatch(key)]
         for number, key in enumerate(keys):
             inner = group.groups[key]
             is_list = key in _LAYER_LISTS or not inner.at("vars")
@@ -197,7 +215,7 @@ def _name(group: Group) -> str:
 def _in_list(group: Group) -> Iterator[tuple[str, Group]]:
     """Yield the layers of a list, and those of lists in it, in the order in which they were written."""
     for key in sorted(group.groups, key=lambda key: group.groups[key].created):
-        if NOT_WEIGHTS.fullmatch(key):
+        if _NOT_LAYERS.fullmatch(key):
             continue
         if group.groups[key].at("vars"):
             yield key, group.groups[key]

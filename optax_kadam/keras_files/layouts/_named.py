@@ -25,8 +25,10 @@ from optax_kadam.keras_files._contents import (
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
+from optax_kadam.keras_files.layouts._claims import check_claimed
 
 _DAMAGED = "The file is damaged, or no Keras wrote it."
+_ATTRIBUTES = ("layer_names", "weight_names", "backend", "keras_version", "model_config", "training_config")
 _TF_SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max", "average": "average"}
 _KERAS3_SLOTS = {
     "_momentum": "mu",
@@ -48,34 +50,32 @@ _SCALARS = {
 def named_contents(root: Group, config: Mapping[str, object] | None) -> Contents:
     """Return the contents of the `.h5` file with this root group. `config` takes the place of the one in the file."""
     weights = root.at("model_weights") or root
-    variables = list(_variables(weights))
+    named = [(name, _at(layer, name)) for layer in _layers(weights) for name in _names(layer, "weight_names")]
+    variables = [Variable(name, array) for name, array in dict(reversed(named)).items()][::-1]
     config = config or _saved_config(root)
     optimizer = root.at("optimizer_weights")
     version = str(root.attrs.get("keras_version") or weights.attrs.get("keras_version") or "")
     generation = parse(config).generation if config else "keras3" if version.startswith("3") else "tf_keras"
-    if optimizer is None or not optimizer.attrs.get("weight_names", optimizer.attrs.get("weight_names0")):
-        return Contents(generation, config, [with_guessed_trainability(variable) for variable in variables], None)
-    arrays = [(name, _at(optimizer, name)) for name in _names(optimizer, "weight_names")]
+    names = _names(optimizer, "weight_names") if optimizer else []
+    arrays = [(name, _at(optimizer, name)) for name in names] if optimizer else []
+    check_claimed(root, (array for _, array in named + arrays), _ATTRIBUTES)
     is_untrained = not any(array.shape for _, array in arrays) and len(arrays) <= len(_SCALARS)
-    if is_untrained:  # The model was compiled, which makes an optimizer without moments.
+    if is_untrained:  # A model that was compiled has an optimizer without moments.
         return Contents(generation, config, [with_guessed_trainability(variable) for variable in variables], None)
     slots, order = _slots(arrays, [variable.path for variable in variables], generation)
     by_path = {variable.path: variable for variable in variables}
     check_shapes([by_path[path] for path in order], slots.mu, _DAMAGED)
-    others = [Variable(v.path, v.array, is_trainable=False) for v in variables if v.path not in set(order)]
+    trained = set(order)
+    others = [Variable(v.path, v.array, is_trainable=False) for v in variables if v.path not in trained]
     # Keras's order of the trainable variables is that of the slots.
     return Contents(generation, config, [*(by_path[path] for path in order), *others], slots)
 
 
-def _variables(weights: Group) -> Iterator[Variable]:
-    seen = set()
-    for layer in map(weights.at, [*_names(weights, "layer_names"), "top_level_model_weights"]):
-        if layer is None:
-            continue
-        for name in _names(layer, "weight_names"):
-            if name not in seen:  # A layer of two models is saved with both.
-                seen.add(name)
-                yield Variable(name, _at(layer, name))
+def _layers(weights: Group) -> Iterator[Group]:
+    for name in [*_names(weights, "layer_names"), "top_level_model_weights"]:
+        layer = weights.at(name)
+        if layer is not None:
+            yield layer
 
 
 def _names(group: Group, attribute: str) -> list[str]:

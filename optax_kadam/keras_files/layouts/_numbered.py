@@ -21,6 +21,7 @@ from optax_kadam.config._parse import OptimizerConfig, parse
 from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
+from optax_kadam.keras_files.layouts._claims import check_claimed
 from optax_kadam.keras_files.layouts._layers import Layer, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_order
 
@@ -49,7 +50,12 @@ def numbered_contents(
     name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
     if parsed is None:
         check_name(name)
+    if not optimizer:
+        _check_no_other_optimizer(root, generation)
     layers = read_layers(root, model, generation)
+    outer = numbered(optimizer.at("vars")) if optimizer else []  # Of a loss scale around, those of `arrays` otherwise.
+    repeated = (array for layer in layers.all_layers() for array in layer.repeated)
+    check_claimed(root, [*(array for _, array in layers.all_own()), *repeated, *arrays, *outer], ("name",))
     fitting, reasons = _fitting(arrays, layers, generation, parsed, keras_version, trainable)
     if not fitting and not any(array.shape for array in arrays):  # The optimizer is missing or was not built.
         return Contents(generation, config, in_order(layers, None, trainable), None)
@@ -62,6 +68,17 @@ def numbered_contents(
             f"{len(arrays)} arrays of several possible kinds, and no configuration. {NEEDS_CONFIG}"
         )
     return Contents(generation, config, variables, _with_scale(slots, optimizer, generation))
+
+
+def _check_no_other_optimizer(root: Group, generation: Generation) -> None:
+    """Raise if a group has the arrays of an optimizer under another name, as after a flipped bit in `optimizer`."""
+    for name, group in root.groups.items():
+        lists = [numbered(group.at(path)) for path in ("vars", "inner_optimizer/vars")]
+        if any(slots for arrays in lists for slots in _splits(arrays, generation, None, None)):
+            raise ValueError(
+                f"The arrays of an optimizer must stand in a group `optimizer`. Received: them in {name!r}. "
+                "The file is damaged, or no Keras wrote it."
+            )
 
 
 def _fitting(

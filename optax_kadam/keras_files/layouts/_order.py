@@ -124,7 +124,7 @@ def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iter
             continue
         layer, done, rest = agenda
         if done is None:
-            agenda = (layer, frozenset(), rest) if layer.children else rest
+            agenda = _opened(layer, rest)
             for count in reversed(_counts(layer, slots, assumption)):
                 shapes = [array.shape for _, array in layer.own[:count]]
                 if slots is None or shapes == list(slots[used : used + count]):
@@ -138,6 +138,15 @@ def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iter
         "The order of the optimizer's moments must follow from the file. Received: a model for which a search of "
         f"{_MOST_STEPS:,} steps did not find it. {_REMEDY}"
     )
+
+
+def _opened(layer: Layer, rest: _Agenda) -> _Agenda:
+    """Return the agenda that begins with the children of `layer`; each in turn, if their order is known."""
+    if not layer.is_in_a_row:
+        return (layer, frozenset(), rest)
+    for child in reversed(layer.children):
+        rest = (child, None, rest)
+    return rest
 
 
 def _counts(layer: Layer, slots: Shapes | None, assumption: _Assumption) -> Sequence[int]:
