@@ -57,7 +57,8 @@ def kadam(
 
     Read the state with `optax.tree.get(state, name)`: `iterations`, `learning_rate` (what the last step used), `mu`,
     `nu`, `nu_max`, `average`, `accumulator`. `optax.tree.set(state, learning_rate=3e-4)` changes the learning rate of
-    an optimizer that was given a number, from the next step on and without a recompile.
+    an optimizer that was given a number, from the next step on and without a recompile. The count of the steps never
+    overflows: after 2**31 - 1 it stays there or, with accumulation or overwriting, goes on through its last window.
 
     Args:
       learning_rate: a number; a schedule from the step, counted from 0 in calls of `update`, to a number; or a callable

@@ -69,6 +69,9 @@ def deferred_rows(
     - `flush(table)` gives all values as they are by now, for an evaluation or for saving, and the table so caught up.
       It needs the memory of up to two tables more while it runs; where there is none, `read` rows part by part.
 
+    The count of the steps never overflows: after 2**31 - 1 it goes on through its last 32768 values (or more, where the
+    betas fade slowly), and a schedule sees these.
+
     A row costs its values, its moments in float32, and 4 bytes. To clip these gradients together with those of other
     parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter; what it
     returns has the indices and the gradients for `update`.
