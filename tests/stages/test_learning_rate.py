@@ -99,3 +99,11 @@ def test_the_rate_of_a_schedule_is_a_float32_of_whatever_it_gives(kind):
     assert ulp(found, run(ok.kadam(rate), 3)[0]) == 0 and rates == [rate] * 3 and traces == 1
     state = ok.kadam(kind).init(PARAMS)
     assert optax.tree.get(state, "learning_rate").dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2"])
+def test_a_beta_of_bfloat16_is_taken_from_one_in_float32(name):
+    """In bfloat16, 1 - 0.01 would be 0.988."""
+    beta = jnp.bfloat16(0.01)
+    found, _, _ = run(ok.kadam(0.1, **{name: lambda step: beta}), 3, jit=False)
+    assert ulp(found, run(ok.kadam(0.1, **{name: float(beta)}), 3, jit=False)[0]) == 0
