@@ -205,7 +205,9 @@ def check_indices(indices: jax.Array, count: int | None = None) -> None:
 def within(indices: jax.Array, count: int) -> jax.Array:
     """Return the indices with those of padding one past the end: JAX would count negative ones from there."""
     dtype = jnp.int32 if count < 2**31 else jnp.int64
-    is_inside = (indices >= 0) & (indices < min(count, jnp.iinfo(indices.dtype).max + 1))
+    # Both are compared in the dtype of the indices, which `count` itself may not fit. Without rows, 0 is past the end.
+    last = min(max(count, 1) - 1, jnp.iinfo(indices.dtype).max)
+    is_inside = (indices >= 0) & (indices <= last)
     return jnp.where(is_inside, indices.astype(dtype), jnp.asarray(count, dtype))
 
 

@@ -57,7 +57,8 @@ def kadam(
 
     Read the state with `optax.tree.get(state, name)`: `iterations`, `learning_rate` (what the last step used), `mu`,
     `nu`, `nu_max`, `average`, `accumulator`. `optax.tree.set(state, learning_rate=3e-4)` changes the learning rate of
-    an optimizer that was given a number, from the next step on and without a recompile.
+    an optimizer that was given a number, from the next step on and without a recompile. The count of the steps never
+    overflows: after 2**31 - 1 it stays there or, with accumulation or overwriting, goes on through its last window.
 
     Args:
       learning_rate: a number; a schedule from the step, counted from 0 in calls of `update`, to a number; or a callable
@@ -164,11 +165,13 @@ def kadam(
         if use_ema
         else None,
     )
+    period = micro_steps * (ema_overwrite_frequency or 1 if use_ema else 1)
     kept = {"accumulator": accumulates, "mu": True, "nu": True, "nu_max": amsgrad, "average": use_ema}
     stages = with_learning_rate(
         learning_rate,
         update,
         decay,
+        period=period if period <= 2**31 else micro_steps,  # A longer one has no second overwrite that is counted.
         kept=tuple(name for name, is_kept in kept.items() if is_kept),
         # `optax.inject_hyperparams` hands over all numbers as arrays.
         is_injected=all(isinstance(number, jax.Array) for number in (learning_rate, beta_1, beta_2, epsilon)),

@@ -195,3 +195,19 @@ def test_bad_rows_are_refused(message):
     error, call = BAD[message]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [("int8", 128), ("uint8", 256), ("int8", 127)])
+def test_an_index_reaches_the_last_row_of_its_dtype(dtype, rows):
+    indices = np.array([0, rows - 1, jnp.iinfo(dtype).max], dtype)
+    gradient = ok.RowUpdates(indices, jnp.ones((3, 2)))
+    tx, table = ok.kadam(0.1), jnp.zeros((rows, 2))
+    updates, _ = tx.update(gradient, tx.init(table), table)
+    inside = [i for i in {0, rows - 1, int(jnp.iinfo(dtype).max)} if i < rows]
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(updates)[:, 0]), sorted(inside))
+    rows_of = ok.deferred_rows(0.1)
+    kept = rows_of.update(rows_of.init(table), indices, jnp.ones((3, 2)))
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(kept.values)[:, 0]), sorted(inside))
+    longer = jnp.zeros((jnp.iinfo(dtype).max + 2, 2))
+    with pytest.raises(ValueError, match="`indices` must be of a dtype that reaches every row"):
+        tx.update(gradient, tx.init(longer), longer)

@@ -206,5 +206,7 @@ def catch_up(
     if missed.log_decay is not None:
         log = _difference(missed.log_decay[iterations % window.history], missed.log_decay[entry])
         change = change + (values + change) * per_row(jnp.expm1(log))
-    beta_1_power, beta_2_power = (per_row(power(iterations - last_visit)) for power in window.powers)
+    # The count at its end goes on through its last `history` values, so that a last visit may be the larger number.
+    steps = (iterations - last_visit) % window.history
+    beta_1_power, beta_2_power = (per_row(power(steps)) for power in window.powers)
     return change, Moments(mu * beta_1_power, nu * beta_2_power, nu_max)

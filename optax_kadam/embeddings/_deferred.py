@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optax_kadam import _call, _check
 from optax_kadam._hyperparameter import Hyperparameter
@@ -22,7 +21,7 @@ from optax_kadam.embeddings import _table
 from optax_kadam.embeddings._catch_up import Moments, Window, catch_up, no_steps, record_step, window_of
 from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, TableRows
 from optax_kadam.stages._adam import Scalars, adam_maximum, adam_moments, adam_step
-from optax_kadam.stages._learning_rate import learning_rate_of
+from optax_kadam.stages._learning_rate import learning_rate_of, next_count
 
 
 class DeferredRows(NamedTuple):
@@ -69,6 +68,9 @@ def deferred_rows(
       ignored. No index is an error under `jit`, where its value is not known.
     - `flush(table)` gives all values as they are by now, for an evaluation or for saving, and the table so caught up.
       It needs the memory of up to two tables more while it runs; where there is none, `read` rows part by part.
+
+    The count of the steps never overflows: after 2**31 - 1 it goes on through its last 32768 values (or more, where the
+    betas fade slowly), and a schedule sees these.
 
     A row costs its values, its moments in float32, and 4 bytes. To clip these gradients together with those of other
     parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter; what it
@@ -147,7 +149,7 @@ def deferred_rows(
         indices = _table.in_range(table, indices)
         indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
         rate = owner.at(table.learning_rate, table.iterations)
-        iterations = jnp.asarray(optax.safe_increment(table.iterations))
+        iterations = next_count(table.iterations, window.history)
         scalars = _scalars(beta_1, beta_2, epsilon_hat, rate, iterations)
         rows = _table.rows_at(table, indices)
         change, moments = caught_up(table, rows)
@@ -170,7 +172,8 @@ def deferred_rows(
     def caught_up_table(table: DeferredTable) -> DeferredTable:
         rows = _table.in_float32(_table.all_rows(table))
         change, moments = caught_up(table, rows)
-        last_visit = jnp.maximum(rows.last_visit, table.iterations)  # Not `full_like`: it lies as it did.
+        # Not `full_like`: computed from the last visits, these lie as they did.
+        last_visit = jnp.where(rows.last_visit == table.iterations, rows.last_visit, table.iterations)
         return _table.with_all_rows(
             table, TableRows((rows.values + change).astype(table.values.dtype), moments, last_visit)
         )

@@ -79,7 +79,7 @@ def clip_by_global_norm(
 ) -> optax.GradientTransformationExtraArgs:
     """Scale all gradients by one factor, to a Euclidean norm of the whole tree of at most `global_clipnorm`.
 
-    `g * scale` with `scale = c * min(1 / norm, 1 / c)`, not always exactly 1 below the threshold (for c = 49 it is
+    `g * scale` with `scale = c * min(1 / norm, 1 / c)`, not always exactly 1 below the threshold (for c = 41 it is
     0.99999994). If the norm is infinite or NaN, an overflow of the squares included, every gradient becomes NaN.
 
     Args:

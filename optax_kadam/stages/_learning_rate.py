@@ -49,6 +49,15 @@ def learning_rate_of(learning_rate: Hyperparameter, decay: float | jax.Array | N
     return LearningRate(first, lambda held, iterations: held if is_held else rate_of(iterations), is_held)
 
 
+def next_count(iterations: jax.Array, period: int = 1) -> jax.Array:
+    """Return the count after one more step; at the largest number it goes on through its last `period` values.
+
+    So a count never overflows, and what happens at every n-th step goes on to do so, where n divides `period`.
+    """
+    largest = jnp.iinfo(iterations.dtype).max
+    return jnp.where(iterations < largest, iterations + 1, jnp.asarray(largest - (period - 1), iterations.dtype))
+
+
 class RateHeld:
     """A state in which `optax.tree.set` sets the step count and the learning rate; a mixin for a NamedTuple."""
 
@@ -114,6 +123,7 @@ def with_learning_rate(
     inner: optax.GradientTransformationExtraArgs,
     decay: float | jax.Array | None = None,
     *,
+    period: int = 1,
     kept: tuple[str, ...] = (),
     is_injected: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -127,6 +137,7 @@ def with_learning_rate(
         accumulation the micro-steps, as in Keras. A callable without arguments is asked at every step.
       inner: what is handed both.
       decay: see `learning_rate_of`.
+      period: of how many steps the stages of `inner` count the place of this one: see `next_count`.
       kept: the names of what `inner` keeps in its states, in order.
       is_injected: whether `optax.inject_hyperparams` hands over the rate at every step. Its own state is where the rate
         is set then; the same call of `optax.tree.set` meets this state too, and must not fail.
@@ -146,7 +157,7 @@ def with_learning_rate(
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if params is not None:
             updates = jax.tree.map(_ready_to_add, params, updates)
-        return updates, make(jnp.asarray(optax.safe_increment(state.iterations)), rate, inner_state)
+        return updates, make(next_count(state.iterations, period), rate, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -160,6 +160,40 @@ def test_absences_longer_than_the_history_are_caught_up(monkeypatch, amsgrad, we
     assert (table.last_visit == 2000).all()
 
 
+@pytest.mark.parametrize(
+    ("amsgrad", "weight_decay", "x64"),
+    mostly_slow(
+        [(False, 0.1, False), (False, 0.1, True), (True, None, False), (True, None, True)],
+        lambda amsgrad, weight_decay, x64: amsgrad == x64,
+    ),
+)
+def test_nothing_accelerates_where_the_count_ends(monkeypatch, amsgrad, weight_decay, x64):
+    """A table goes on around the largest count as around a smaller one, through two histories of 256 steps."""
+    monkeypatch.setattr(_catch_up, "_SHORTEST_HISTORY", 256)
+    table_of = deferred_rows(0.01, 0.5, 0.8, 1e-3, amsgrad, weight_decay=weight_decay)
+    values, batches = zipf(370, rows=100, touched=2)
+
+    @quick_jit
+    def after(start):
+        def step(table, batch):
+            rows, table = table_of.read(table, batch[0])
+            return table_of.update(table, *batch), (rows, table.iterations)
+
+        table = optax.tree.set(table_of.init(values), iterations=start)
+        table = table._replace(last_visit=jnp.full_like(table.last_visit, start))
+        table, seen = jax.lax.scan(step, table, batches)
+        return table_of.flush(table), seen
+
+    top = np.iinfo(np.int32).max
+    with jax.enable_x64(x64):
+        (found, table), (rows, counts) = after(jnp.int32(top - 100))
+        (expected, _), (expected_rows, _) = after(jnp.int32(top - 100 - 2**20))
+    np.testing.assert_allclose(rows, expected_rows, rtol=3e-6, atol=1e-7)
+    np.testing.assert_allclose(found, expected, rtol=3e-6, atol=1e-7)
+    np.testing.assert_array_equal(counts[:102], np.append(np.arange(top - 100, top + 1), top - 255))
+    assert (table.last_visit == table.iterations).all() and counts[101 + 256] == top - 255
+
+
 def jitted(*arguments, **options):
     return DeferredRows(*(quick_jit(function) for function in deferred_rows(*arguments, **options)))
 

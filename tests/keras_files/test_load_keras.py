@@ -217,6 +217,24 @@ def test_the_scale_that_a_policy_puts_around_is_there(ending, tmp_path):
     assert optax.tree.get(state, "dynamic_scale") == 2.0**15 and optax.tree.get(state, "iterations") == 1
 
 
+@pytest.mark.parametrize("group", ["model_weights/d1", "model_weights", "optimizer_weights"])
+def test_names_that_keras_wrote_in_pieces_are_read(group, tmp_path):
+    """A list that is too long for an attribute of HDF5 stands in `weight_names0`, `weight_names1` and so on."""
+    shutil.copy(FILES / "k3j/adam.h5", tmp_path / "x.h5")
+    attribute = "layer_names" if group == "model_weights" else "weight_names"
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        names = file[group].attrs[attribute]
+        del file[group].attrs[attribute]
+        for i, piece in enumerate(np.array_split(names, 2)):
+            file[group].attrs[f"{attribute}{i}"] = piece
+    whole, found = ok.load_keras(FILES / "k3j/adam.h5"), ok.load_keras(tmp_path / "x.h5")
+    for name in ("variables", "mu", "nu"):
+        arrays = getattr(whole, name)
+        assert list(getattr(found, name)) == list(arrays)
+        assert all(map(np.array_equal, getattr(found, name).values(), arrays.values()))
+    assert found.iterations == 20
+
+
 SUBSET = ["k3j/adam.keras", "k3j/adam.h5", "tfk/amsgrad.weights.h5", "k3j/adam.weights.json", "tfk/adam_savedmodel"]
 
 

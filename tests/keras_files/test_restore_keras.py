@@ -1,5 +1,6 @@
 """Keras trainings carried over: into trees of every kind, on from where Keras stopped, and back."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -327,3 +328,31 @@ def test_a_state_that_no_file_holds_is_refused(other):
     tx = optax.chain(ok.scale_by_kadam(), other)
     with pytest.raises(ValueError, match="`tx` must keep no more than Keras's Adam does. Received: "):
         training.restore({path: training.variables[path] for path in training.mu}, tx=tx)
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 2**31, 2**40])
+def test_a_count_beyond_int32_is_restored_as_the_largest(count):
+    """tf_keras counts in int64; the count of `kadam` ends at 2**31 - 1, as the README says."""
+    training = dataclasses.replace(ok.load_keras(FILES / "tfk/adam.keras"), iterations=count)
+    params, state = training.restore(STRUCTS)
+    assert optax.tree.get(state, "iterations") == 2**31 - 1
+    updates, state = training.transformation().update(params, state, params)
+    assert optax.tree.get(state, "iterations") == 2**31 - 1
+    assert all(np.isfinite(update).all() for update in jax.tree.leaves(updates))
+
+
+@keras_rules()
+def test_the_rate_within_a_loss_scale_is_saved(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    inner = keras.optimizers.Adam(0.01, clipnorm=1.0)
+    model.compile(optimizer=keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "old.keras")
+    training = ok.load_keras(tmp_path / "old.keras")
+    params, state = training.restore([np.asarray(variable) for variable in model.trainable_variables])
+    state = optax.tree.set(state, learning_rate=0.5)
+    ok.save_keras(tmp_path / "new.keras", params, state, template=tmp_path / "old.keras")
+    config = ok.load_keras(tmp_path / "new.keras").config
+    assert config["config"]["inner_optimizer"]["config"]["learning_rate"] == 0.5
+    again = keras.models.load_model(tmp_path / "new.keras").optimizer
+    assert float(again.inner_optimizer.learning_rate) == 0.5 and again.inner_optimizer.clipnorm == 1.0

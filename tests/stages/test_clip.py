@@ -10,6 +10,7 @@ import pytest
 
 import optax_kadam as ok
 
+from ..helpers import keras_rules
 from ..sparing import mostly_slow
 
 
@@ -38,3 +39,49 @@ def test_a_compiled_sum_of_many_norms_takes_200_at_a_time():
     lowered = jax.jit(lambda g: ok.clip_by_global_norm(0.7).update(g, optax.EmptyState())[0]).lower(gradients)
     lengths = re.findall(r"stablehlo.concatenate.*-> tensor<(\d+)xf32>", lowered.as_text())
     assert max(map(int, lengths)) == 200
+
+
+@pytest.mark.parametrize("clip", [41.0, 49.0, 1.7, 2.3])
+@pytest.mark.parametrize("length", [0.01, 0.6, 100.0])
+def test_a_clip_alone_scales_as_keras_3_does(clip, length):
+    """Below the limit too: by `c * (1 / c)`, which is 0.99999994 for 41, with the reciprocal of Keras's generation."""
+    keras = pytest.importorskip("keras")
+    gradients = [length * jnp.array([0.6, 0.0]), length * jnp.array([[0.8]])]
+    with keras_rules():
+        expected = keras.optimizers.Adam(global_clipnorm=clip)._clip_gradients(gradients)
+    found, _ = ok.clip_by_global_norm(clip).update(gradients, optax.EmptyState())
+    assert all(jax.tree.map(np.array_equal, found, expected))
+
+
+def test_the_slope_of_a_clip_is_finite_at_a_gradient_of_zero():
+    """The root has an infinite slope at 0, which would be NaN behind a selection; Keras guards its root likewise."""
+    zero = {"a": jnp.zeros(3), "b": jnp.array([3.0, 4.0])}
+
+    def total(gradients):
+        clipped, _ = ok.clip_by_norm(2.0).update(gradients, optax.EmptyState())
+        return jnp.sum(clipped["a"]) + jnp.sum(clipped["b"])
+
+    slope = jax.grad(total)(zero)
+    np.testing.assert_array_equal(slope["a"], np.ones(3))
+    np.testing.assert_allclose(slope["b"], 2 * (np.ones(2) / 5 - 7 * np.array([3.0, 4.0]) / 125), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "applied"),
+    [
+        ({"clipnorm": 1.0, "clipvalue": 0.3}, {"clipnorm": 1.0}),
+        ({"global_clipnorm": 1.5, "clipvalue": 0.3}, {"global_clipnorm": 1.5}),
+        ({"clipnorm": 0.0, "clipvalue": 0.3}, {"clipvalue": 0.3}),
+        ({"global_clipnorm": 0.0, "clipvalue": 0.3}, {"clipvalue": 0.3}),
+        ({"clipvalue": 0.0}, {}),
+    ],
+)
+def test_tf_keras_clips_once_and_takes_0_for_off(given, applied):
+    """tf_keras's `_clip_gradients` asks for one clip after the other, and applies the first that is on."""
+    gradients = {"a": jnp.array([3.0, -4.0]), "b": jnp.array([0.5])}
+    found, expected = (
+        tx.update(gradients, tx.init(gradients), gradients)[1]
+        for tx in (ok.kadam(**given, generation="tf_keras"), ok.kadam(**applied))
+    )
+    for a, b in zip(*(jax.tree.leaves(optax.tree.get(state, "mu")) for state in (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-7)

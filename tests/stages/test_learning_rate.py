@@ -48,3 +48,62 @@ def test_the_count_saturates():
     updates, state = ok.kadam(amsgrad=True, use_ema=True).update(GRADIENT, state, PARAMS)
     assert int(optax.tree.get(state, "iterations")) == top
     assert np.isfinite(updates).all()
+
+
+PERIODIC = {
+    "accumulation": ({"gradient_accumulation_steps": 3}, 3),
+    "overwriting": ({"use_ema": True, "ema_overwrite_frequency": 4}, 4),
+    "both": ({"use_ema": True, "ema_overwrite_frequency": 2, "gradient_accumulation_steps": 3}, 6),
+}
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", PERIODIC)
+def test_windows_go_on_where_the_count_ends(name, x64):
+    """The steps around the largest count are those of a smaller one at the same place of the window.
+
+    Keras's count wraps there, and its parameters become NaN.
+    """
+    arguments, period = PERIODIC[name]
+    top, tx = np.iinfo(np.int32).max, ok.kadam(0.1, **arguments)
+
+    @jax.jit
+    def after_each(start):
+        def step(carry, gradient):
+            params, state = carry
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), (params, state.iterations)
+
+        state = optax.tree.set(tx.init(PARAMS), iterations=start)
+        gradients = jnp.asarray(np.random.default_rng(0).normal(size=(4 * period, 3)), jnp.float32)
+        return jax.lax.scan(step, (PARAMS, state), gradients)[1]
+
+    with jax.enable_x64(x64):
+        found, counts = after_each(jnp.int32(top - period))
+        expected, _ = after_each(jnp.int32(top - period - 2**10 * period))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(counts, [top - period + 1 + i % period for i in range(4 * period)])
+
+
+def test_a_window_that_no_count_holds_ends_as_a_count_does():
+    tx = ok.kadam(use_ema=True, ema_overwrite_frequency=2**30, gradient_accumulation_steps=3)
+    state = optax.tree.set(tx.init(PARAMS), iterations=np.iinfo(np.int32).max)
+    assert int(tx.update(GRADIENT, state, PARAMS)[1].iterations) == 2**31 - 3
+
+
+@pytest.mark.parametrize("kind", [lambda step: 1, lambda step: jnp.bfloat16(0.3), lambda step: np.int64(2)])
+def test_the_rate_of_a_schedule_is_a_float32_of_whatever_it_gives(kind):
+    rate = float(kind(0))
+    found, rates, traces = run(ok.kadam(kind), 3)
+    assert ulp(found, run(ok.kadam(rate), 3)[0]) == 0 and rates == [rate] * 3 and traces == 1
+    state = ok.kadam(kind).init(PARAMS)
+    assert optax.tree.get(state, "learning_rate").dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2"])
+def test_a_beta_of_bfloat16_is_taken_from_one_in_float32(name):
+    """In bfloat16, 1 - 0.01 would be 0.988."""
+    beta = jnp.bfloat16(0.01)
+    found, _, _ = run(ok.kadam(0.1, **{name: lambda step: beta}), 3, jit=False)
+    assert ulp(found, run(ok.kadam(0.1, **{name: float(beta)}), 3, jit=False)[0]) == 0
