@@ -18,10 +18,10 @@ from optax_kadam.keras_files._source import UNTRUSTED, Source
 
 _SLOT = "/.OPTIMIZER_SLOT/"
 _ATTRIBUTE = "/.ATTRIBUTES/"
-# TensorFlow's objects take 42 to 108 bytes each. A checkpoint has up to 2 of them for each tensor; a SavedModel has 4,
-# and 8 if it has layers of text. A layer without weights adds 15 there: a model may have many for each that has some.
-# Each object leads to 1.9 others at most, on average.
-_LEAST_PER_NODE, _MOST_PER_TENSOR, _MOST_EDGES, _FEW = 24, 100, 8, 10_000
+# TensorFlow's objects take 42 to 108 bytes each, and each leads to 1.9 others at most, on average. A checkpoint has up
+# to 2 of them for each tensor; a SavedModel has 4, and 11 if it is small or has layers of text. A layer without weights
+# adds 15 there: 30,000 leave room for 2,000 of those, and are read in half a second.
+_LEAST_PER_NODE, _MOST_PER_TENSOR, _MOST_EDGES, _FEW = 24, 20, 4, 30_000
 _EMPTY = Node({}, None, None, [])
 
 

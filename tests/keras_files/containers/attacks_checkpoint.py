@@ -263,7 +263,7 @@ def make_long_chain(folder):
 
 
 def make_many_edges(folder):
-    made = training(model=node([("w", WEIGHT), *((f"{i:x}", WEIGHT) for i in range(100_000))]))
+    made = training(model=node([("w", WEIGHT), *((f"{i:x}", WEIGHT) for i in range(200_000))]))
     return write(folder / "ck", **made)
 
 
