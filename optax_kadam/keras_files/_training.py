@@ -170,9 +170,9 @@ def load_keras(
     and the configuration of a SavedModel carry none: a flipped bit in a number goes unnoticed there. A `.weights.h5` of
     tf_keras does not say which optimizer it belongs to: if it has two slots for each variable, it is taken for Adam.
 
-    A file is read through one descriptor: one that is replaced meanwhile gives what it held when it was opened; one that
-    is written to is refused. What neither a layer nor the optimizer claims is refused too. Whatever a file holds, its
-    load takes time in proportion to its length, and at most twice its length and 50 MB of memory.
+    A file is read through one descriptor: one that is replaced meanwhile gives what it held when it was opened; one
+    that is written to is refused. What neither a layer nor the optimizer claims is refused too. Whatever a file holds,
+    its load takes time in proportion to its length, and at most twice its length and 50 MB of memory.
 
     Args:
       path: the path of the file, of the folder of a SavedModel, or of a checkpoint as TensorFlow names it, without
@@ -186,8 +186,8 @@ def load_keras(
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: if the file is damaged, unsafe, written to while it is read, not Keras's, or of an optimizer other than
-        Adam.
+      ValueError: if the file is damaged, unsafe, written to while it is read, not Keras's, or of an optimizer other
+        than Adam.
       TypeError: if `config` is no mapping or `trainable` no list of paths.
       ImportError: if google-crc32c is missing, for a checkpoint or a SavedModel.
 

@@ -70,7 +70,7 @@ def test_bfloat16_parameters_with_weight_decay_are_computed_in_float32():
     low, wide = jnp.bfloat16, np.float32
     params, *gradients = jnp.array([[1.0, -2.0, 256.0], [0.3, 1.0, -5.0], [1e-3, 3e-3, 0.7], [0.7, 1e-2, 9.0]], low)
     tx = ok.kadamw(0.3, weight_decay=0.37, gradient_accumulation_steps=3)
-    state, total = tx.init(params), np.zeros(3, wide)
+    state, total, updates = tx.init(params), np.zeros(3, wide), params
     for gradient in gradients:
         updates, state = tx.update(gradient, state, params)
         total = np.asarray(jnp.asarray(total + np.asarray(gradient, wide)).astype(low), wide)

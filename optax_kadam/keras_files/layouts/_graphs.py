@@ -37,7 +37,7 @@ _SLOT_LISTS = {
 }
 _SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max"}
 _NOT_MODEL = re.compile(
-    rf"optimizer|vars|{NOT_WEIGHTS.pattern}|keras_api|signatures|train_(tf_)?function|test_function|save_counter"
+    rf"optimizer|{NOT_WEIGHTS.pattern}|keras_api|signatures|train_(tf_)?function|test_function|save_counter"
 )
 # What files hold beside a model and its Adam: by a name in the path of a tensor, and by the name at its end.
 _BESIDE = re.compile(rf"save_counter|keras_api|_all_variables|{NOT_WEIGHTS.pattern}")
