@@ -125,3 +125,23 @@ def test_what_is_not_one_training_is_refused():
     assert read({"model": model})[2] is None
     with pytest.raises(ValueError, match="one that is called 'Nadam', without a configuration"):
         read({"model": model, "optimizer": tf_keras(["Nadam/m/" + name for name in NAMES])})
+
+
+def test_a_list_of_variables_may_skip_the_numbers_of_tables():
+    """TensorFlow 2.21 numbers the tables of a vocabulary too, in the `variables` of a SavedModel."""
+    kernel = ("dense/kernel", 2.0)
+    model = {"layer": {"kernel": kernel}, "variables": {"3": kernel, "11": ("dense/bias", 1.0)}}
+    assert read(model)[1] == {"dense/kernel:0": 2.0, "dense/bias:0": 1.0}
+
+
+def test_a_loss_scale_is_no_part_of_the_model():
+    scale = {"step_counter": ("iter", 1), "dynamic_scale": ("scale", 8.0), "inner_optimizer": tf_keras(["Adam/m/own"])}
+    assert read({"net": {"own": ("own", 4.0)}, "opt": scale})[1] == {"own:0": 4.0}
+
+
+def test_slots_of_a_variable_outside_the_model_are_refused():
+    slots = [(("x", 1.0), slot, (slot, 2.0)) for slot in "mv"]
+    with pytest.raises(
+        ValueError, match="A slot must be of a variable of the model. Received: one of 'x'. Save the model"
+    ):
+        read({"model": layered(), "optimizer": {"iter": ("Adam/iter", 5), "slots": slots}})
