@@ -90,13 +90,20 @@ class Image:
         **header: int,
     ) -> int:
         """Append a group. The name of a member may be given as its place in the heap of names."""
-        table = b""
+        table, names = bytearray(), bytearray(heap)
         for name, address in members:
-            start = name if isinstance(name, int) else len(heap)
-            heap += b"" if isinstance(name, int) else padded(name + b"\0")
+            start = name if isinstance(name, int) else len(names)
+            names += b"" if isinstance(name, int) else padded(name + b"\0")
             table += struct.pack("<QQIxxxx16x", start, address, cache)
-        table = struct.pack("<4sBxH", b"SNOD", 1, len(members)) + table.ljust(80 * self._leaf, b"\0")
-        return self.header(self.symbols(self.tree(self.add(table)), heap), *more, **header)
+        size = 80 * self._leaf
+        tables = [table[start : start + size] for start in range(0, len(table), size)] or [b""]
+        nodes = [self.add(struct.pack("<4sBxH", b"SNOD", 1, len(t) // 40) + t.ljust(size, b"\0")) for t in tables]
+        level = 0
+        while len(nodes) > 1 or not level:
+            step = 2 * self._node
+            nodes = [self.tree(*nodes[start : start + step], level=level) for start in range(0, len(nodes), step)]
+            level += 1
+        return self.header(self.symbols(*nodes, bytes(names)), *more, **header)
 
     def tree(self, *children: int, level: int = 0, count: int | None = None) -> int:
         """Append a node of a B-tree."""
@@ -637,7 +644,7 @@ def bomb_links(count: int = 100_000) -> bytes:
         array = image.dataset(numbers=bytes(1 << 20), shape=space(1 << 18))
         return image.group([(b"%06d" % index, array) for index in range(count)])
 
-    return of(root, leaf=count // 2)
+    return of(root, leaf=1000)
 
 
 def bomb_names(count: int = 100_000) -> bytes:
@@ -647,7 +654,7 @@ def bomb_names(count: int = 100_000) -> bytes:
         array = image.dataset()
         return image.group([(8 * index, array) for index in range(count)], heap=b"x" * (1 << 20))
 
-    return of(root, leaf=count // 2)
+    return of(root, leaf=1000)
 
 
 def bomb_continuations(count: int = 65_534) -> bytes:
@@ -660,8 +667,8 @@ def bomb_continuations(count: int = 65_534) -> bytes:
 
 
 def bomb_attributes(count: int = 60_000) -> bytes:
-    """Return a header of many attributes of no size, whose names of 64 kB overlap."""
-    empty = message(ATTRIBUTE, struct.pack("<BxHHH", 1, 65535, 0, 0))
+    """Return a header of many attributes of no size, whose names of 32 kB overlap."""
+    empty = message(ATTRIBUTE, struct.pack("<BxHHH", 1, 0x7F7F, 0, 0))
     return of(lambda image: image.header(*[empty] * count))
 
 
@@ -672,7 +679,7 @@ def bomb_long_path(count: int = 10_000) -> bytes:
         inner = image.group([(b"%06d" % index, image.dataset()) for index in range(count)])
         return image.group([(b"x" * 10**7, inner)])
 
-    return of(root, leaf=count // 2)
+    return of(root, leaf=1000)
 
 
 def bomb_nested(count: int = 20_000) -> bytes:
@@ -692,7 +699,7 @@ def bomb_empty_continuations(count: int = 65_534) -> bytes:
     return of(lambda image: image.header(*[message(CONTINUATION, bytes(16))] * count))
 
 
-def bomb_small_arrays(count: int = 50_000) -> bytes:
+def bomb_small_arrays(count: int = 10_000) -> bytes:
     """Return as many arrays as a file of this size can hold."""
 
     def root(image: Image) -> int:
@@ -700,16 +707,17 @@ def bomb_small_arrays(count: int = 50_000) -> bytes:
             [(b"%06d" % index, image.dataset(numbers=bytes(4), shape=space(1))) for index in range(count)]
         )
 
-    return of(root, leaf=count // 2)
+    return of(root, leaf=1000)
 
 
-def bomb_groups(count: int = 20_000) -> bytes:
+def bomb_groups(count: int = 5_000) -> bytes:
     """Return as many groups as a file of this size can hold."""
 
     def root(image: Image) -> int:
-        return image.group([(b"%06d" % index, image.group([])) for index in range(count)])
+        groups = [(b"%06d" % index, image.group([])) for index in range(count)]
+        return image.group([*groups, (b"a", image.dataset())])
 
-    return of(root, leaf=count // 2)
+    return of(root, leaf=1)
 
 
 def functions(prefix: str) -> dict[str, Callable[[], bytes]]:

@@ -273,49 +273,6 @@ def test_a_damaged_file_gives_its_arrays_or_an_error(name, tmp_path):
     assert refused > 20
 
 
-def _external_link(file):
-    del file["optimizer/vars/0"]
-    file["optimizer/vars/0"] = h5py.ExternalLink("elsewhere.h5", "/x")
-
-
-def _loop(file):
-    file["layers/again"] = file["layers"]
-
-
-def _external_data(file):
-    file.create_dataset("x", (2,), "f4", external=[("elsewhere", 0, 8)])
-
-
-def _chunked(file):
-    file.create_dataset("x", data=np.zeros(1000), compression="gzip")
-
-
-def _absurd(file):
-    file.create_dataset("x", (1 << 50,), "f4")
-
-
-HDF5 = {
-    "ExternalLink at '/optimizer/vars/0'": _external_link,
-    "must not stand inside itself": _loop,
-    "stored in one piece, uncompressed, in the file itself": _external_data,
-    r"stored in one piece.*Received: another layout at '/x'": _chunked,
-    "must lie within its file. Received: '/x' of shape": _absurd,
-    "A dataset must hold numbers": lambda file: file.create_dataset("x", data=b"text"),
-    "An attribute must be a string": lambda file: file["optimizer"].attrs.update(x=np.arange(3)),
-    "must be numbered from 0": lambda file: file["optimizer/vars"].pop("1"),
-    "must have the shapes of the model's trainable variables": lambda file: file["layers/dense/vars"].pop("1"),
-}
-
-
-@pytest.mark.parametrize("message", HDF5)
-def test_unsafe_hdf5_is_refused_by_name(message, tmp_path):
-    shutil.copy(FILES / "k3j/adam.weights.h5", tmp_path / "x.weights.h5")
-    with h5py.File(tmp_path / "x.weights.h5", "r+") as file:
-        HDF5[message](file)
-    with pytest.raises(ValueError, match=message):
-        ok.load_keras(tmp_path / "x.weights.h5")
-
-
 @keras_rules()
 def test_what_is_no_training_is_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="`path`. Received: path='nowhere'"):

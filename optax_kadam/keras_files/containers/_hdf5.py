@@ -131,7 +131,7 @@ class _Reader:
         must, may = _DATASET if _LAYOUT in found else _GROUP_OF_LINKS if _LINK_INFO in found else _GROUP
         once = [message.kind for message in messages if message.kind not in _MAY_REPEAT]
         if not must <= set(found) <= must | may or len(once) != len(set(once)):
-            received = f"messages {sorted(message.kind for message in messages)} for {path!r}"
+            received = f"messages of the kinds {sorted(found)} for {path!r}, or one of them twice"
             raise self._untrusted("An object must be described as h5py describes it.", received)
         attributes = dict(self._attribute(message.data, path) for message in messages if message.kind == _ATTRIBUTE)
         if len(attributes) < sum(message.kind == _ATTRIBUTE for message in messages):
