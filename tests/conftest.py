@@ -13,6 +13,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import jax
 import pytest
 
+collect_ignore = ["keras_files/killed_savers.py"]  # It is a program with arguments: test_save_keras.py runs it.
+
 
 @pytest.fixture(autouse=True)
 def strict():

@@ -181,7 +181,7 @@ def test_bad_input_is_refused_in_one_line(capsys, tmp_path, monkeypatch):
     files = {
         "none.keras": "There must be a file",
         "cut.keras": "'cut.keras'",
-        "flipped.keras": "'flipped.keras'",
+        "flipped.keras": "Received: 'flipped.keras",
         "notes.txt": "must be a file that Keras saved",
         "sgd.keras": "class_name='SGD'",
         "order.weights.h5": "must follow from the file",

@@ -23,6 +23,8 @@ import pytest
 import optax_kadam as ok
 from optax_kadam.keras_files import _save, _whole_file
 
+from ..sparing import mostly_slow
+
 FILES = pathlib.Path(__file__).parents[1] / "golden" / "files"
 ADAM = FILES / "k3j/adam.keras"
 HDF5 = FILES / "tfk/adam.h5"
@@ -554,12 +556,15 @@ def run_savers(template, folder, mode):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["k3j/adam.keras", "tfk/adam.h5"])
+@pytest.mark.parametrize(
+    "name", mostly_slow([("k3j/adam.keras",), ("tfk/adam.h5",)], lambda name: name == "k3j/adam.keras")
+)
 def test_a_saver_that_is_killed_leaves_the_old_or_the_new_file(name, tmp_path):
     kills, old, new, leftovers = map(int, filter(str.isdigit, run_savers(FILES / name, tmp_path, "every").split()))
     assert old + new == kills >= 40 and min(old, new, leftovers) > 0
 
 
+@pytest.mark.slow
 def test_savers_of_one_path_do_not_tear_each_others_files(tmp_path):
     assert "90 saves: " in run_savers(ADAM, tmp_path, "together")
 

