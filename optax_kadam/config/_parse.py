@@ -110,7 +110,10 @@ def parse(config: Mapping[str, object]) -> OptimizerConfig:
     prefix, class_name = _class(config)
     inside = config.get("config")
     if not isinstance(inside, Mapping):
-        raise TypeError(f"`config` of a serialized optimizer must be a mapping. Received: config={inside!r}.")
+        raise ValueError(
+            f"`config` of a serialized optimizer must be a mapping. Received: config={inside!r}. "
+            "Hand over what `keras.optimizers.serialize(optimizer)` returns."
+        )
     if class_name in _WRAPPERS:
         return _parse_wrapper(inside)
     generation = _generation(str(config.get("module", "")), inside, "tf_keras" if prefix else "keras3")
@@ -174,7 +177,10 @@ def _parse_wrapper(config: Mapping[str, object]) -> OptimizerConfig:
         }
     inner = config.get("inner_optimizer")
     if not isinstance(inner, Mapping):
-        raise TypeError(f"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer={inner!r}.")
+        raise ValueError(
+            f"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer={inner!r}. "
+            "Hand over what `keras.optimizers.serialize(optimizer)` returns."
+        )
     parsed = parse(inner)
     if parsed.loss_scale is not None:
         raise ValueError("`inner_optimizer` must be Adam or AdamW. Received: another LossScaleOptimizer. Unwrap that.")
@@ -212,7 +218,7 @@ def _first_loss_scale(loss_scale: object) -> dict[str, object]:
     """Return the `loss_scale` of TensorFlow 2.1 to 2.3 under today's names."""
     class_name, config = None, {}
     if isinstance(loss_scale, Mapping) and isinstance(loss_scale.get("config"), Mapping):
-        class_name, config = loss_scale["class_name"], loss_scale["config"]
+        class_name, config = loss_scale.get("class_name"), loss_scale["config"]
     if class_name == "FixedLossScale":
         return {"dynamic": False, "initial_scale": config.get("loss_scale_value")}
     if class_name != "DynamicLossScale" or config.get("multiplier", 2) != 2:

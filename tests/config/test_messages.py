@@ -36,8 +36,12 @@ UNREADABLE = [
     (older(TF_2_3 | {"loss_scale": 5}, "LossScaleOptimizer"), r"`loss_scale` must be a Fixed.* Received: loss_scale=5"),
     (TF_KERAS | {"epsilon": None}, r"`epsilon` must be a finite number"),
     ("adam", r"`config` must be a mapping, as .* Received: config='adam'"),
-    ({"class_name": "Adam"}, r"`config` of a serialized optimizer must be a mapping. Received: config=None"),
-    ({"inner_optimizer": "adam"}, r"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer='ad"),
+    ({"class_name": "Adam"}, r"`config` of a serialized optimizer must be a mapping. Received: config=None. Hand over"),
+    (
+        {"inner_optimizer": "adam"},
+        r"`inner_optimizer` must be a serialized optimizer. Received: inner_optimizer='ad.*Hand",
+    ),
+    (older(TF_2_3 | {"loss_scale": {"config": {}}}, "LossScaleOptimizer"), r"`loss_scale` must be a Fixed.* Received"),
 ]
 UNSAID = [
     ({"learning_rat": 0.1}, r"Received: learning_rat. Use `learning_rate`"),
