@@ -258,8 +258,7 @@ class _Graph:
         rate = self.scalar(optimizer, "_learning_rate", "_current_learning_rate", "learning_rate")
         counter = scale = None
         for node in self._nodes:
-            if {"current_loss_scale", "good_steps"} <= node.children.keys():
-                counter, scale = self.scalar(node, "good_steps"), self.scalar(node, "current_loss_scale")
-            elif {"step_counter", "dynamic_scale"} <= node.children.keys():
-                counter, scale = self.scalar(node, "step_counter"), self.scalar(node, "dynamic_scale")
+            if _is_loss_scale(node):
+                counter = self.scalar(node, "step_counter", "good_steps")
+                scale = self.scalar(node, "dynamic_scale", "current_loss_scale")
         return Slots.from_lists(iterations, rate, lists, counter, scale)
