@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._json import read_json
+from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files._source import Files
 from optax_kadam.keras_files.containers._archive import Archive
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
@@ -33,21 +34,31 @@ def opened(
     The arguments are those of `load_keras`.
     """
     with Files() as files:
-        yield contents_of(path, config, trainable, files)
+        contents = _contents(path, config, trainable, files)
+        if not contents.variables:
+            raise ValueError(
+                f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
+                "Save the model with `model.save('model.keras')`."
+            )
+        yield contents
         files.check_unchanged()
 
 
-def contents_of(
-    path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
+def archive_contents(
+    archive: Archive, config: Mapping[str, object] | None, trainable: Sequence[str] | None
 ) -> Contents:
-    """Return the contents of the file at `path`. Their arrays can be read until `files` is closed."""
-    contents = _contents(path, config, trainable, files)
-    if not contents.variables:
-        raise ValueError(
-            f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
-            "Save the model with `model.save('model.keras')`."
-        )
-    return contents
+    """Return the contents of a `.keras` archive. The other arguments are those of `load_keras`."""
+    version = archive.keras_version()
+    model = archive.json("config.json")
+    compiled = model.get("compile_config")
+    found = compiled.get("optimizer") if isinstance(compiled, dict) else None
+    return numbered_contents(archive.weights(), model, config or found, version, trainable)
+
+
+def hdf5_contents(root: Group, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
+    """Return the contents of a `.h5` or a `.weights.h5` file. The other arguments are those of `load_keras`."""
+    is_named = root.at("model_weights") or "layer_names" in root.attrs or "layer_names0" in root.attrs
+    return named_contents(root, config) if is_named else numbered_contents(root, None, config, None, trainable)
 
 
 def _contents(
@@ -56,7 +67,7 @@ def _contents(
     if path.is_dir() and (path / "saved_model.pb").exists():
         return saved_model_contents(read_checkpoint(path / "variables" / "variables", files), path, files, config)
     if path.is_dir() and (path / "config.json").exists():
-        return _archived(Archive.unpacked(path, files), config, trainable)
+        return archive_contents(Archive.unpacked(path, files), config, trainable)
     if path.is_dir() and (path / "checkpoint").exists():
         return graph_contents(read_checkpoint(_latest(path, files), files), config)
     if path.suffix == ".index" and path.exists():
@@ -71,11 +82,9 @@ def _contents(
         source = files.open(path)
         signature = source.read(0, min(8, source.size))
         if signature[:4] == ZIP_SIGNATURE:
-            return _archived(Archive.zipped(source, files), config, trainable)
+            return archive_contents(Archive.zipped(source, files), config, trainable)
         if signature == SIGNATURE:
-            root = read_hdf5(source)
-            is_named = root.at("model_weights") or "layer_names" in root.attrs or "layer_names0" in root.attrs
-            return named_contents(root, config) if is_named else numbered_contents(root, None, config, None, trainable)
+            return hdf5_contents(read_hdf5(source), config, trainable)
         if path.name.endswith(".json"):
             index = read_json(source)
             shards = read_shards(index, source.name, lambda name: read_hdf5(files.open(_beside(path, name))))
@@ -110,11 +119,3 @@ def _latest(folder: pathlib.Path, files: Files) -> pathlib.Path:
             "Hand over the path of the checkpoint itself, without `.index`."
         )
     return folder / name
-
-
-def _archived(archive: Archive, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
-    version = archive.keras_version()
-    model = archive.json("config.json")
-    compiled = model.get("compile_config")
-    found = compiled.get("optimizer") if isinstance(compiled, dict) else None
-    return numbered_contents(archive.weights(), model, config or found, version, trainable)

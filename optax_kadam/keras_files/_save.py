@@ -21,10 +21,11 @@ from optax_kadam.keras_files._hdf5_attribute import attribute_patches
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
-from optax_kadam.keras_files._open import contents_of
+from optax_kadam.keras_files._open import archive_contents, hdf5_contents
 from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files._whole_file import whole_file
 from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive
+from optax_kadam.keras_files.containers._hdf5 import SIGNATURE as HDF5_SIGNATURE
 from optax_kadam.keras_files.containers._hdf5 import read_hdf5
 from optax_kadam.keras_files.containers._zip import SIGNATURE as ZIP_SIGNATURE
 
@@ -86,14 +87,15 @@ def save_keras(
     path, template = pathlib.Path(path), pathlib.Path(template)
     ending = _checked_ending(path, template)
     with whole_file(path) as file, Files() as files:
-        contents = contents_of(template, config, trainable, files)
-        source = files.open(template)  # It is open already, and everything is read through that one descriptor.
-        if (source.read(0, len(ZIP_SIGNATURE)) == ZIP_SIGNATURE) != (ending == ".keras"):
+        source = files.open(template)
+        signature = ZIP_SIGNATURE if ending == ".keras" else HDF5_SIGNATURE
+        if source.read(0, min(len(signature), source.size)) != signature:
             raise _not_a_template(template)
-        replaced = list(_replaced(contents, params, opt_state, rename, non_trainable))
         rate = _number(opt_state, "learning_rate")
         if ending == ".keras":
             archive = Archive.zipped(source, files)
+            contents = archive_contents(archive, config, trainable)
+            replaced = list(_replaced(contents, params, opt_state, rename, non_trainable))
             if WEIGHTS not in archive.names():
                 raise ValueError(
                     f"`template` must hold its weights in one file, {WEIGHTS!r}. "
@@ -101,7 +103,10 @@ def save_keras(
                 )
             _write_from_archive(file, archive, replaced, rate, weights_alone=path.name.endswith(".weights.h5"))
         else:
-            _write_from_hdf5(file, source, replaced, rate if ending == ".h5" else None)
+            root = read_hdf5(source)
+            replaced = list(_replaced(hdf5_contents(root, config, trainable), params, opt_state, rename, non_trainable))
+            text = root.attrs.get("training_config") if ending == ".h5" else None
+            _write_from_hdf5(file, source, replaced, text, rate)
         files.check_unchanged()
 
 
@@ -211,9 +216,9 @@ def _write_from_archive(
                     _copy(old, member, replaced if name == WEIGHTS else [])
 
 
-def _write_from_hdf5(file: BinaryIO, source: Source, replaced: Replaced, rate: np.ndarray | None) -> None:
-    """Write a copy of the HDF5 file `source` with other arrays and, in a whole model, another learning rate."""
-    text, patches, size = read_hdf5(source).attrs.get("training_config"), [], source.size
+def _write_from_hdf5(file: BinaryIO, source: Source, replaced: Replaced, text: object, rate: np.ndarray | None) -> None:
+    """Write a copy of the HDF5 file `source` with other arrays, and another rate in the configuration `text`."""
+    patches, size = [], source.size
     if isinstance(text, str):
         changed = _with_rate(text.encode(), source.name, ("optimizer_config",), rate).decode()
         if changed != text:

@@ -172,7 +172,7 @@ def load_keras(
 
     A file is read through one descriptor: one that is replaced meanwhile gives what it held when it was opened; one
     that is written to is refused. What neither a layer nor the optimizer claims is refused too. Whatever a file holds,
-    its load takes time in proportion to its length, and at most twice its length and 50 MB of memory.
+    its load takes time and memory in proportion to its length.
 
     Args:
       path: the path of the file, of the folder of a SavedModel, or of a checkpoint as TensorFlow names it, without

@@ -310,7 +310,9 @@ def test_moments_and_every_count_come_back_in_what_optax_puts_around(name):
     for _ in range(3):
         updates, state = WRAPPED[name].update(grads, state, params)
         expected_updates, expected = ok.kadam(cosine).update(grads, expected, params)
-        chex.assert_trees_all_close(updates, expected_updates, rtol=1e-4)  # Injected betas are arrays of float32.
+        chex.assert_trees_all_close(
+            updates, expected_updates, rtol=3e-5
+        )  # 1.4e-5 measured: injected betas are float32.
 
 
 def test_moments_and_counts_come_back_in_adam_of_optax():

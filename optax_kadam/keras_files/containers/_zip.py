@@ -56,6 +56,7 @@ class ZipReader:
     def __init__(self, source: Source, files: Files):
         self._source, self._files = source, files
         self._unpacked: BinaryIO | None = None
+        self._verified: dict[str, Source] = {}
         self._members: dict[str, tuple[_Member, int]] = {}  # Each with the place of its bytes.
         self._read_directory(*self._place_of_directory())
 
@@ -64,7 +65,12 @@ class ZipReader:
         return list(self._members)
 
     def read(self, name: str) -> Source:
-        """Return the bytes of the member `name`, whose checksum has been verified."""
+        """Return the bytes of the member `name`, whose checksum has been verified when it was asked for first."""
+        if name not in self._verified:
+            self._verified[name] = self._verify(name)
+        return self._verified[name]
+
+    def _verify(self, name: str) -> Source:
         member, start = self._members[name]
         source = self._source.part(start, member.stored, f"{self._source.name}/{name}")
         if member.method == _DEFLATED:
