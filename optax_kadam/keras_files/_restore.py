@@ -1,6 +1,6 @@
 """Keras's arrays are put into a tree of parameters, and into the state of a transformation for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -38,11 +38,13 @@ def restore(
     keras_paths = match_leaves(params, list(variables), rename, list(slots["mu"]))
     like = _by_path(params, keras_paths)
     kept = jax.eval_shape(tx.init, params)
-    _check_kept(kept, slots)
+    names = {_slot(path)[0] for path, _ in jax.tree.leaves_with_path(kept)}
+    _check_kept(names, slots)
     # A variable that Keras did not train has no slots: they begin as in a new optimizer, its average at the variable.
-    zeros = {path: np.zeros_like(array) for path, array in variables.items()}
+    zeros = {path: np.zeros_like(array) for path, array in variables.items() if path not in slots["mu"]}
     fillings = {name: {**(variables if name == "average" else zeros), **slot} for name, slot in slots.items()}
-    fillings["acc_grads"] = zeros  # Those of `optax.MultiSteps`: Keras saves between two windows.
+    if "acc_grads" in names:  # Those of `optax.MultiSteps`: Keras saves between two windows.
+        fillings["acc_grads"] = {path: np.zeros_like(array) for path, array in variables.items()}
     numbers = iter(jax.jit(lambda: _numbers(tx.init(jax.tree.map(_zeros, params))))())
     leaves, found = [], set()
     for path, leaf in jax.tree.leaves_with_path(kept):
@@ -61,9 +63,8 @@ def restore(
     return _filled(params, params, keras_paths, variables), jax.tree.unflatten(jax.tree.structure(kept), leaves)
 
 
-def _check_kept(kept: object, slots: Mapping[str, Arrays]) -> None:
-    """Raise if the state `kept` of `tx` has other slots than Keras saved."""
-    names = {_slot(path)[0] for path, _ in jax.tree.leaves_with_path(kept)}
+def _check_kept(names: Collection[str], slots: Mapping[str, Arrays]) -> None:
+    """Raise if the state of `tx` has other slots than Keras saved; `names` are those that it has."""
     for name in SLOTS:
         if (name in names) != (name in slots):
             holder, other = ("the file", "`tx`") if name in slots else ("`tx`", "the file")

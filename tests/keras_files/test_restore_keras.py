@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import tracemalloc
 
 import chex
 import jax
@@ -358,3 +359,16 @@ def test_the_rate_within_a_loss_scale_is_saved(tmp_path):
     assert config["config"]["inner_optimizer"]["config"]["learning_rate"] == 0.5
     again = keras.models.load_model(tmp_path / "new.keras").optimizer
     assert float(again.inner_optimizer.learning_rate) == 0.5 and again.inner_optimizer.clipnorm == 1.0
+
+
+def test_a_restore_makes_no_array_of_its_own():
+    """Zeros for all variables, of which none was used, took a third more memory and twice the time."""
+    array = np.ones(1 << 20, np.float32)
+    training = ok.KerasTraining("keras3", None, 3, 0.1, {"w": array}, mu={"w": array}, nu={"w": array})
+    struct = {"w": jax.ShapeDtypeStruct(array.shape, array.dtype)}
+    training.restore(struct)
+    tracemalloc.start()
+    training.restore(struct)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < array.nbytes / 2
