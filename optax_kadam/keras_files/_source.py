@@ -114,11 +114,11 @@ class Claims:
 
 
 class Files:
-    """The files of one load. Each is opened once; none may be written to before all is read."""
+    """The files of one load, each of which is opened once. None may be written to before all is read."""
 
     def __init__(self) -> None:
         self._until_closed = contextlib.ExitStack()
-        self._opened: dict[pathlib.Path, tuple[Source, int, os.stat_result]] = {}
+        self._opened: list[tuple[pathlib.Path, int, os.stat_result]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +128,6 @@ class Files:
 
     def open(self, path: pathlib.Path) -> Source:
         """Return the file at `path` as a source, or raise if it is a device or a pipe, which need not end."""
-        if path in self._opened:
-            return self._opened[path][0]
         file = self._until_closed.enter_context(open(path, "rb", buffering=0, opener=_open_at_once))
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -138,9 +136,8 @@ class Files:
                 "Copy what it gives to a file."
             )
         _check_written(file.fileno(), path, status)
-        source = Source(file, str(path), 0, status.st_size)
-        self._opened[path] = source, file.fileno(), status
-        return source
+        self._opened.append((path, file.fileno(), status))
+        return Source(file, str(path), 0, status.st_size)
 
     def keep(self, file: BinaryIO) -> BinaryIO:
         """Close `file` with the others."""
@@ -148,7 +145,7 @@ class Files:
 
     def check_unchanged(self) -> None:
         """Raise if a file was written to, or if one of several was replaced, since it was opened."""
-        for path, (_, descriptor, then) in self._opened.items():
+        for path, descriptor, then in self._opened:
             now = os.fstat(descriptor)
             is_same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
             if len(self._opened) > 1 and is_same:
