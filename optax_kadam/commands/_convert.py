@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from optax_kadam.commands._progress import lazy_arrays, size, watched
 from optax_kadam.keras_files import _match
-from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._open import checked_hints, opened
 from optax_kadam.keras_files._training import KerasTraining, read
 
 
@@ -52,7 +52,7 @@ def convert(
     out = out.absolute()  # Orbax takes absolute paths only.
     _check_free(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kadam-") as folder:
-        with opened(path, config) as contents, watched(contents) as contents:
+        with opened(path, checked_hints(config)) as contents, watched(contents) as contents:
             _check_room(out.parent, sum(map(size, lazy_arrays(contents))))
             training = read(contents)
         with ocp.StandardCheckpointer() as checkpointer:

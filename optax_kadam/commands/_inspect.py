@@ -12,10 +12,17 @@ from optax_kadam._kadam import kadam
 from optax_kadam.commands._progress import size, watched
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._open import checked_hints, opened
 from optax_kadam.keras_files._training import KerasTraining, read
 
 _CHUNK = 1 << 20  # How many elements are converted to float64 at a time.
+_ORDERS = {
+    "named": "the file names the variables of the moments",
+    "listed": "the moments are in the order in which the configuration lists the layers",
+    "shapes": "no other order of the variables has the shapes of the moments",
+    "given": "as it was given",
+    "live": "that of the live model",
+}
 _UNKNOWN = "not in the file"
 
 
@@ -29,7 +36,7 @@ def describe(path: pathlib.Path, config: Mapping[str, object] | None = None) -> 
     Raises:
       ValueError, FileNotFoundError, ImportError: as `load_keras` does.
     """
-    with opened(path, config) as contents, watched(contents) as contents:
+    with opened(path, checked_hints(config)) as contents, watched(contents) as contents:
         heading = _heading(path, read(_without_arrays(contents)), contents.slots is not None)
         width = max(map(len, heading))
         lines = [f"{name:{width}}  {value}" for name, value in heading.items()]
@@ -48,6 +55,8 @@ def _heading(path: pathlib.Path, scalars: KerasTraining, has_state: bool) -> dic
     heading = {"file": str(path), "generation": scalars.generation, "optimizer": _optimizer(scalars.config)}
     if not has_state:
         return heading | {"state": "none: the file holds weights alone"}
+    if scalars.order is not None:
+        heading["order"] = _ORDERS[scalars.order]
     heading["iterations"] = str(scalars.iterations)
     if scalars.learning_rate is not None:
         heading["learning rate"] = _shown(scalars.learning_rate)

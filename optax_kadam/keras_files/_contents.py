@@ -3,7 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
+
+import numpy as np
 
 from optax_kadam._generations import Generation
 from optax_kadam.config._parse import OTHERS
@@ -17,6 +19,18 @@ class Variable:
     path: str  # Keras's own name for it: `model/dense/kernel`; in tf_keras `dense/kernel:0`.
     array: LazyArray
     is_trainable: bool = True
+
+
+Order = Literal["named", "listed", "shapes", "given", "live"]
+Trainable = Sequence["str | np.ndarray"]
+
+
+class Hints(NamedTuple):
+    """What the caller of `load_keras` knows of a file."""
+
+    config: Mapping[str, object] | None = None  # The optimizer's, in the place of the one in the file.
+    trainable: Trainable | None = None  # The trainable variables in order, as paths or as their numbers.
+    optimizer: str = "optimizer"  # The attribute of the model that it is.
 
 
 NEEDS_CONFIG = "Hand over its configuration: `load_keras(path, config=optimizer.get_config())`."
@@ -130,6 +144,7 @@ class Contents:
     config: Mapping[str, object] | None  # The serialized optimizer.
     variables: Sequence[Variable]  # The trainable ones are in the order of the slots.
     slots: Slots | None
+    order: Order | None  # How the order of the variables is known; None if it is not.
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variables", with_unique_paths(self.variables))

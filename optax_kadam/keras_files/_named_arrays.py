@@ -10,15 +10,11 @@ Attributes = Mapping[str, str | list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A group of an HDF5 file: its attributes, and its arrays and groups by name.
-
-    The later a group was created in the file, the larger is its `created`.
-    """
+    """A group of an HDF5 file: its attributes, and its arrays and groups by name."""
 
     attrs: Attributes
     arrays: Mapping[str, LazyArray]
     groups: Mapping[str, "Group"]
-    created: int
 
     def at(self, path: str) -> "Group | None":
         """Return the group at `path`, relative to this one, or None."""

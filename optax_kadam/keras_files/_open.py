@@ -7,7 +7,11 @@ import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from optax_kadam.keras_files._contents import Contents
+import numpy as np
+import numpy.typing as npt
+
+from optax_kadam.config._parse import parse
+from optax_kadam.keras_files._contents import Contents, Hints
 from optax_kadam.keras_files._json import read_json
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files._source import Files
@@ -25,16 +29,37 @@ _LONGEST_LINE = 10_000  # Bytes that the first line of a `checkpoint` may have,
 _LONGEST_NAME = 249  # and the name in it, as file systems take names of 255 with `.index`.
 
 
-@contextlib.contextmanager
-def opened(
-    path: pathlib.Path, config: Mapping[str, object] | None = None, trainable: Sequence[str] | None = None
-) -> Iterator[Contents]:
-    """Yield the contents of the file at `path`. Their arrays can be read until the context is left.
+def checked_hints(
+    config: Mapping[str, object] | None = None,
+    trainable: Sequence[str | npt.ArrayLike] | None = None,
+    optimizer: str = "optimizer",
+) -> Hints:
+    """Return the arguments of `load_keras`, or raise if they cannot be right."""
+    if config is not None:
+        parse(config)
+    if not isinstance(optimizer, str):
+        raise TypeError(
+            f"`optimizer` must be the name of an attribute of the model. Received: optimizer={optimizer!r}. "
+            "Hand over `'optimizer'`, or what the model calls it: `'d_optimizer'`."
+        )
+    if trainable is None:
+        return Hints(config, None, optimizer)
+    items = trainable if isinstance(trainable, Sequence) and not isinstance(trainable, str) else [trainable]
+    wrong = [type(item).__name__ for item in items if not isinstance(item, str) and not hasattr(item, "__array__")]
+    if items is not trainable or wrong:
+        raise TypeError(
+            "`trainable` must be a list of variables, as arrays or as paths. "
+            f"Received: trainable={f'[{wrong[0]}, ...]' if wrong and items is trainable else repr(trainable)}. "
+            "Hand over `model.trainable_variables` of the model as it was saved."
+        )
+    return Hints(config, [item if isinstance(item, str) else np.asarray(item) for item in items], optimizer)
 
-    The arguments are those of `load_keras`.
-    """
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, hints: Hints) -> Iterator[Contents]:
+    """Yield the contents of the file at `path`. Their arrays can be read until the context is left."""
     with Files() as files:
-        contents = _contents(path, config, trainable, files)
+        contents = _contents(path, hints, files)
         if not contents.variables:
             raise ValueError(
                 f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
@@ -44,36 +69,32 @@ def opened(
         files.check_unchanged()
 
 
-def archive_contents(
-    archive: Archive, config: Mapping[str, object] | None, trainable: Sequence[str] | None
-) -> Contents:
-    """Return the contents of a `.keras` archive. The other arguments are those of `load_keras`."""
+def archive_contents(archive: Archive, hints: Hints) -> Contents:
+    """Return the contents of a `.keras` archive."""
     version = archive.keras_version()
     model = archive.json("config.json")
     compiled = model.get("compile_config")
     found = compiled.get("optimizer") if isinstance(compiled, dict) else None
-    return numbered_contents(archive.weights(), model, config or found, version, trainable)
+    return numbered_contents(archive.weights(), model, version, hints._replace(config=hints.config or found))
 
 
-def hdf5_contents(root: Group, config: Mapping[str, object] | None, trainable: Sequence[str] | None) -> Contents:
-    """Return the contents of a `.h5` or a `.weights.h5` file. The other arguments are those of `load_keras`."""
+def hdf5_contents(root: Group, hints: Hints) -> Contents:
+    """Return the contents of a `.h5` or a `.weights.h5` file."""
     is_named = root.at("model_weights") or "layer_names" in root.attrs or "layer_names0" in root.attrs
-    return named_contents(root, config) if is_named else numbered_contents(root, None, config, None, trainable)
+    return named_contents(root, hints.config) if is_named else numbered_contents(root, None, None, hints)
 
 
-def _contents(
-    path: pathlib.Path, config: Mapping[str, object] | None, trainable: Sequence[str] | None, files: Files
-) -> Contents:
+def _contents(path: pathlib.Path, hints: Hints, files: Files) -> Contents:
     if path.is_dir() and (path / "saved_model.pb").exists():
-        return saved_model_contents(read_checkpoint(path / "variables" / "variables", files), path, files, config)
+        return saved_model_contents(read_checkpoint(path / "variables" / "variables", files), path, files, hints.config)
     if path.is_dir() and (path / "config.json").exists():
-        return archive_contents(Archive.unpacked(path, files), config, trainable)
+        return archive_contents(Archive.unpacked(path, files), hints)
     if path.is_dir() and (path / "checkpoint").exists():
-        return graph_contents(read_checkpoint(_latest(path, files), files), config)
+        return graph_contents(read_checkpoint(_latest(path, files), files), hints.config)
     if path.suffix == ".index" and path.exists():
-        return graph_contents(read_checkpoint(path.with_suffix(""), files), config)
+        return graph_contents(read_checkpoint(path.with_suffix(""), files), hints.config)
     if not path.exists() and path.with_name(f"{path.name}.index").exists():
-        return graph_contents(read_checkpoint(path, files), config)
+        return graph_contents(read_checkpoint(path, files), hints.config)
     if not path.exists():
         raise FileNotFoundError(
             f"There must be a file, a SavedModel's folder or a checkpoint at `path`. Received: path={str(path)!r}."
@@ -82,13 +103,13 @@ def _contents(
         source = files.open(path)
         signature = source.read(0, min(8, source.size))
         if signature[:4] == ZIP_SIGNATURE:
-            return archive_contents(Archive.zipped(source, files), config, trainable)
+            return archive_contents(Archive.zipped(source, files), hints)
         if signature == SIGNATURE:
-            return hdf5_contents(read_hdf5(source), config, trainable)
+            return hdf5_contents(read_hdf5(source), hints)
         if path.name.endswith(".json"):
             index = read_json(source)
             shards = read_shards(index, source.name, lambda name: read_hdf5(files.open(_beside(path, name))))
-            return numbered_contents(shards, None, config, None, trainable)
+            return numbered_contents(shards, None, None, hints)
     raise ValueError(
         f"`path` must be a file that Keras saved. Received: path={str(path)!r}, which has none of Keras's formats. "
         "Save the model with `model.save('model.keras')`."

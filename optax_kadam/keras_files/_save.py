@@ -13,6 +13,7 @@ from typing import IO, BinaryIO
 
 import jax
 import numpy as np
+import numpy.typing as npt
 import optax
 
 from optax_kadam.keras_files import _restore
@@ -21,7 +22,7 @@ from optax_kadam.keras_files._hdf5_attribute import attribute_patches
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
-from optax_kadam.keras_files._open import archive_contents, hdf5_contents
+from optax_kadam.keras_files._open import archive_contents, checked_hints, hdf5_contents
 from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files._whole_file import whole_file
 from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive
@@ -44,7 +45,8 @@ def save_keras(
     rename: Rename = None,
     non_trainable: object = None,
     config: Mapping[str, object] | None = None,
-    trainable: Sequence[str] | None = None,
+    trainable: Sequence[str | npt.ArrayLike] | None = None,
+    optimizer: str = "optimizer",
 ) -> None:
     """Write a training into a copy of `template`, which Keras can load and train on.
 
@@ -64,7 +66,8 @@ def save_keras(
       non_trainable: a tree of variables that are not trained but change, such as moving statistics; None keeps those of
         the template.
       config: `get_config()` of the optimizer, if `template` does not hold it: see `load_keras`.
-      trainable: the paths of the trainable variables, if their order does not follow from `template`: see `load_keras`.
+      trainable: the trainable variables of the template, if their order does not follow from it: see `load_keras`.
+      optimizer: the attribute of the model that its optimizer is: see `load_keras`.
 
     Raises:
       FileNotFoundError: if there is no `template`, or no folder for `path`.
@@ -86,6 +89,7 @@ def save_keras(
     """
     path, template = pathlib.Path(path), pathlib.Path(template)
     ending = _checked_ending(path, template)
+    hints = checked_hints(config, trainable, optimizer)
     with whole_file(path) as file, Files() as files:
         source = files.open(template)
         signature = ZIP_SIGNATURE if ending == ".keras" else HDF5_SIGNATURE
@@ -94,7 +98,7 @@ def save_keras(
         rate = _number(opt_state, "learning_rate")
         if ending == ".keras":
             archive = Archive.zipped(source, files)
-            contents = archive_contents(archive, config, trainable)
+            contents = archive_contents(archive, hints)
             replaced = list(_replaced(contents, params, opt_state, rename, non_trainable))
             if WEIGHTS not in archive.names():
                 raise ValueError(
@@ -104,7 +108,7 @@ def save_keras(
             _write_from_archive(file, archive, replaced, rate, weights_alone=path.name.endswith(".weights.h5"))
         else:
             root = read_hdf5(source)
-            replaced = list(_replaced(hdf5_contents(root, config, trainable), params, opt_state, rename, non_trainable))
+            replaced = list(_replaced(hdf5_contents(root, hints), params, opt_state, rename, non_trainable))
             text = root.attrs.get("training_config") if ending == ".h5" else None
             _write_from_hdf5(file, source, replaced, text, rate)
         files.check_unchanged()

@@ -2,20 +2,22 @@
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._kadam import kadam
 from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
-from optax_kadam.keras_files._contents import Contents
+from optax_kadam.keras_files._contents import Contents, Order
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._match import Rename
-from optax_kadam.keras_files._open import opened
+from optax_kadam.keras_files._open import checked_hints, opened
 from optax_kadam.keras_files._restore import Tree
 from optax_kadam.stages._weight_decay import Mask
 
@@ -44,6 +46,9 @@ class KerasTraining:
       accumulator: the gradients accumulated so far, with `gradient_accumulation_steps`.
       step_counter: the number of finite steps since the scale of a LossScaleOptimizer last changed.
       dynamic_scale: the scale of a LossScaleOptimizer.
+      order: how the order of the trainable variables is known: `"named"` if the file names them, `"listed"` if the
+        configuration of the model lists its layers, `"shapes"` if no other order fits the moments, `"given"` if
+        `trainable` said it, `"live"` if it is that of a live model. None if it is not known, in a file without moments.
     """
 
     generation: Generation
@@ -58,6 +63,7 @@ class KerasTraining:
     accumulator: Arrays | None = None
     step_counter: int | None = None
     dynamic_scale: float | None = None
+    order: Order | None = None
 
     def __repr__(self) -> str:
         slots = [name for name in _restore.SLOTS if getattr(self, name) is not None]
@@ -156,7 +162,11 @@ class KerasTraining:
 
 
 def load_keras(
-    path: str | pathlib.Path, *, config: Mapping[str, object] | None = None, trainable: Sequence[str] | None = None
+    path: str | pathlib.Path,
+    *,
+    config: Mapping[str, object] | None = None,
+    trainable: Sequence[str | npt.ArrayLike] | None = None,
+    optimizer: str = "optimizer",
 ) -> KerasTraining:
     """Read a training from a file that Keras saved: weights, moments, step count, learning rate, configuration.
 
@@ -170,6 +180,11 @@ def load_keras(
     and the configuration of a SavedModel carry none: a flipped bit in a number goes unnoticed there. A `.weights.h5` of
     tf_keras does not say which optimizer it belongs to: if it has two slots for each variable, it is taken for Adam.
 
+    A checkpoint, a SavedModel and a whole-model `.h5` name their variables; the other formats number them. Which moment
+    belongs to which variable is certain there if the file lists the layers of a Sequential or Functional model of
+    Keras's own and all were trained. Otherwise it must follow from the shapes: if two variables could change places,
+    the file is refused, and the message asks for `trainable`. `KerasTraining.order` says how the order is known.
+
     A file is read through one descriptor: one that is replaced meanwhile gives what it held when it was opened; one
     that is written to is refused. What neither a layer nor the optimizer claims is refused too. Whatever a file holds,
     its load takes time and memory in proportion to its length.
@@ -178,17 +193,19 @@ def load_keras(
       path: the path of the file, of the folder of a SavedModel, or of a checkpoint as TensorFlow names it, without
         `.index`.
       config: `get_config()` of the optimizer, for formats that do not store it (`.weights.h5`, checkpoints).
-      trainable: the paths of `model.trainable_variables` in order, for a file from which the order does not follow: an
-        error asks for them then.
+      trainable: `model.trainable_variables` of the model as it was saved, for a file from which their order does not
+        follow: an error asks for them then. Each is a variable of Keras's or an array, which is found by its numbers,
+        or a path.
+      optimizer: the attribute of the model that the optimizer is, for a model with several, such as a GAN.
 
     Returns:
-      A `KerasTraining`.
+      A `KerasTraining`. A file that holds no state of an optimizer gives a warning.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
       ValueError: if the file is damaged, unsafe, written to while it is read, not Keras's, or of an optimizer other
         than Adam.
-      TypeError: if `config` is no mapping or `trainable` no list of paths.
+      TypeError: if `config` is no mapping or `trainable` no list of paths or arrays.
       ImportError: if google-crc32c is missing, for a checkpoint or a SavedModel.
 
     Example:
@@ -201,19 +218,16 @@ def load_keras(
       >>> print(optax.tree.get(state, "iterations"), params["d1/kernel:0"].shape)
       20 (20, 6)
     """
-    if config is not None:
-        parse(config)
-    if trainable is not None and (
-        isinstance(trainable, str)
-        or not isinstance(trainable, Sequence)
-        or not all(isinstance(path, str) for path in trainable)
-    ):
-        raise TypeError(
-            f"`trainable` must be a list of paths. Received: trainable={trainable!r}. "
-            "Hand over `[variable.path for variable in model.trainable_variables]`."
+    hints = checked_hints(config, trainable, optimizer)
+    with opened(pathlib.Path(path), hints) as contents:
+        training = read(contents)
+    if training.mu is None:
+        warnings.warn(
+            f"{str(path)!r} holds weights alone, and no state of an optimizer. `fill` reads them; for `restore`, the "
+            "model must have been compiled and trained before it was saved.",
+            stacklevel=2,
         )
-    with opened(pathlib.Path(path), config, trainable) as contents:
-        return read(contents)
+    return training
 
 
 def read(contents: Contents) -> KerasTraining:
@@ -223,7 +237,8 @@ def read(contents: Contents) -> KerasTraining:
     variables = {variable.path: _frozen(variable.array.read()) for variable in [*trainable, *others]}
     slots = contents.slots
     if slots is None:
-        return KerasTraining(contents.generation, contents.config, 0, _configured_rate(contents), variables)
+        rate = _configured_rate(contents)
+        return KerasTraining(contents.generation, contents.config, 0, rate, variables, order=contents.order)
     arrays = {
         name: {variable.path: _frozen(array.read()) for variable, array in zip(trainable, listed, strict=True)}
         for name, listed in slots.arrays().items()
@@ -242,6 +257,7 @@ def read(contents: Contents) -> KerasTraining:
         accumulator=arrays.get("accumulator"),
         step_counter=slots.step_counter and _count("step_counter", slots.step_counter),
         dynamic_scale=_number("dynamic_scale", slots.dynamic_scale),
+        order=contents.order,
     )
 
 

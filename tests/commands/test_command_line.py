@@ -87,11 +87,13 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("name", [*WITH_STATE, "legacy/adam.keras", "k3t/adam_export"])
+@pytest.mark.filterwarnings("ignore:.* holds weights alone")
 def test_inspect_shows_what_the_file_holds(capsys, name):
     training = ok.load_keras(FILES / name)
     heading, table, total = run(capsys, "inspect", FILES / name).split("\n\n")
     told = dict(re.split(r" {2,}", line, maxsplit=1) for line in heading.splitlines())
     slots = {s: getattr(training, s) for s in ("mu", "nu", "nu_max") if getattr(training, s)}
+    assert ("order" in told) == bool(slots)
     assert told["generation"] == training.generation and told.get("iterations") == ("20" if slots else None)
     assert told.get("learning rate", "0.01") == ("0.01" if training.learning_rate or not slots else "not in the file")
     expected = [["variable", "trainable", "shape", "dtype", "norm", *(f"{slot}_norm" for slot in slots)]]

@@ -31,6 +31,7 @@ def samples():
                 yield pytest.param(path, expected, id=f"{expected.parent.name}/{path.relative_to(expected.parent)}")
 
 
+@pytest.mark.filterwarnings("ignore:.* holds weights alone")
 @pytest.mark.parametrize(("path", "expected"), list(samples()))
 def test_every_recorded_file_gives_its_arrays(path, expected):
     training = ok.load_keras(path)
@@ -49,6 +50,10 @@ def test_every_recorded_file_gives_its_arrays(path, expected):
     has_state &= not (path.parent.name == "legacy" and is_nameless)
     assert is_nameless or list(training.variables)[: len(names)] == names
     ordered = [weights[name] for name in [*names, *(name for name in weights if name not in names)]]
+    if training.order is None:
+        ordered.sort(key=np.ndarray.tobytes)
+        assert sorted(map(np.ndarray.tobytes, training.variables.values())) == list(map(np.ndarray.tobytes, ordered))
+        return
     for found, wanted in zip(training.variables.values(), ordered, strict=True):
         assert found.dtype == wanted.dtype and np.array_equal(found, wanted)
     for slot in SLOTS:
@@ -156,7 +161,12 @@ def test_what_a_live_keras_saves_is_what_is_read(model, optimizer, tmp_path):
         built.save(paths[3])
     config = keras.optimizers.serialize(built.optimizer)
     for path in paths:
-        training = ok.load_keras(path, config=config)
+        arguments = {"config": config}
+        if model == "_subclass" or model == "_nested" and path.suffix != ".keras" and ".weights" in path.name:
+            with pytest.raises(ValueError, match=r"must follow from the file. .*`load_keras\(path, trainable="):
+                ok.load_keras(path, **arguments)
+            arguments["trainable"] = [np.asarray(variable) for variable in built.trainable_variables]
+        training = ok.load_keras(path, **arguments)
         for name, wanted in slots_of(built.optimizer).items():
             found = getattr(training, name)
             assert (found is None) == (wanted is None)
@@ -304,7 +314,8 @@ def test_what_is_no_training_is_refused_by_name(tmp_path):
         training.transformation()
     model.compile(optimizer="adam", loss="mse")
     model.save(tmp_path / "new.keras")
-    assert ok.load_keras(tmp_path / "new.keras").mu is None
+    with pytest.warns(UserWarning, match="new.keras' holds weights alone, and no state of an optimizer"):
+        assert ok.load_keras(tmp_path / "new.keras").mu is None
 
 
 def test_what_was_read_cannot_be_written_to():
@@ -390,7 +401,7 @@ def test_an_hdf5_file_without_a_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("trainable", [5, "m/d1/kernel", [1]])
 def test_a_wrong_order_is_named(trainable):
-    with pytest.raises(TypeError, match="`trainable` must be a list of paths. Received: trainable="):
+    with pytest.raises(TypeError, match="`trainable` must be a list of variables, .* Received: trainable="):
         ok.load_keras(FILES / "k3j/adam.keras", trainable=trainable)
 
 

@@ -20,8 +20,17 @@ VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # Arguments of layers that leave variables out if they are False.
 SWITCHES = {"use_bias": ("bias",), "scale": ("gamma",), "center": ("beta",)}
+# Models that list their layers. Everything else that Keras has is a layer.
+MODELS = ("functional", "sequential")
 # Layers that consist of layers: their attributes, in the order in which Keras makes the layers in them.
 ATTENTION = {"query_dense": "query", "key_dense": "key", "value_dense": "value", "output_dense": "attention_output"}
-SUBLAYERS = (tuple(ATTENTION), ("forward_layer", "backward_layer"))
+_RECURRENT_LAYERS = ("rnn", "lstm", "gru", "simple_rnn", "conv_lstm1d", "conv_lstm2d", "conv_lstm3d")
+SUBLAYERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("multi_head_attention", "grouped_query_attention"), tuple(ATTENTION)),
+    **dict.fromkeys(("time_distributed", "spectral_normalization"), ("layer",)),
+    **dict.fromkeys(_RECURRENT_LAYERS, ("cell",)),
+    "bidirectional": ("forward_layer", "backward_layer"),
+    "stacked_rnn_cells": ("cells",),
+}
 # Classes that are registered under another name than their own.
 ALIASES = {"group_query_attention": "grouped_query_attention"}

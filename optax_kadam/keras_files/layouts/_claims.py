@@ -3,17 +3,22 @@
 One flipped bit in a name would otherwise drop the optimizer, its configuration or a batch normalisation without a word.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._layers import NOT_WEIGHTS
 
 
-def check_claimed(root: Group, arrays: Iterable[LazyArray], attributes: Collection[str]) -> None:
-    """Raise if an array below `root` is none of `arrays`, or an attribute has none of the names `attributes`."""
+def check_claimed(
+    root: Group, arrays: Iterable[LazyArray], attributes: Collection[str], skip: Callable[[str], bool] = lambda _: False
+) -> None:
+    """Raise if an array below `root` is none of `arrays`, or an attribute has none of the names `attributes`.
+
+    A group of whose path `skip` is true, and all below it, may hold anything.
+    """
     claimed = {id(array) for array in arrays}
-    for path, group in _groups(root, ""):
+    for path, group in _groups(root, "", skip):
         left = [f"the array {path}/{name}" for name, array in group.arrays.items() if id(array) not in claimed]
         left += [
             f"the attribute {name!r} of {path or '/'}"
@@ -27,9 +32,9 @@ def check_claimed(root: Group, arrays: Iterable[LazyArray], attributes: Collecti
             )
 
 
-def _groups(group: Group, path: str) -> Iterator[tuple[str, Group]]:
+def _groups(group: Group, path: str, skip: Callable[[str], bool]) -> Iterator[tuple[str, Group]]:
     """Yield the groups below `group` that Keras saves for a model's or an optimizer's sake, and their paths."""
     yield path, group
     for name, inner in group.groups.items():
-        if not NOT_WEIGHTS.fullmatch(name):
-            yield from _groups(inner, f"{path}/{name}")
+        if not NOT_WEIGHTS.fullmatch(name) and not skip(f"{path}/{name}"):
+            yield from _groups(inner, f"{path}/{name}", skip)

@@ -64,7 +64,7 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) 
         suffix = "" if generation == "keras3" else ":0"
         variables = [with_guessed_trainability(Variable(*graph.variable(i, suffix))) for i in model]
         _check_claimed(checkpoint, variables, None)
-        return Contents(generation, config, variables, None)
+        return Contents(generation, config, variables, None, None)
     (optimizer,) = optimizers
     if config is None:
         check_name(graph.optimizer_name(optimizer))
@@ -80,7 +80,7 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) 
     others = [Variable(*graph.variable(i, suffix), is_trainable=False) for i in model if i not in trained]
     _check_claimed(checkpoint, [*variables, *others], slots)
     check_shapes(variables, slots.mu, "The checkpoint is damaged.")
-    return Contents(generation or found, config, [*variables, *others], slots)
+    return Contents(generation or found, config, [*variables, *others], slots, "named")
 
 
 def _check_claimed(checkpoint: Checkpoint, variables: Sequence[Variable], slots: Slots | None) -> None:

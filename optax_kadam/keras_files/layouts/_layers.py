@@ -1,82 +1,72 @@
-"""The layers of a model are read from a file that numbers their variables (`.weights.h5`).
+"""The layers of a model, and what is known of their order, are read from a file that numbers variables (`.weights.h5`).
 
 Such a file names layers and not variables, and sorts the attributes of a layer by their names. The slots of the
-optimizer, however, are in the order in which the layers were made. Of that order, this is known: the configuration of a
-Sequential or Functional model lists its layers; a list of layers is in order in the file, and that of a subclassed
-model holds the attributes that come after "layers" in the alphabet; Keras's own layers make their sublayers in a known
-order; and automatic names count (`dense`, `dense_1`).
+optimizer, however, are in the order in which the layers were made. Of that order, this is certain:
+
+- the configuration of a Sequential or Functional model of Keras's lists its layers in their order;
+- in a model's list `layers`, the keys of one class count: `dense`, `dense_1`;
+- Keras's own layers make their variables and their sublayers in an order that we know;
+- the variables of one layer follow one another, and in Keras 3 they come before those of its sublayers.
+
+Nothing else is: attributes, lists and automatic names say nothing of when a layer was made, and a layer that two others
+share stands below the one of them that comes first in the alphabet.
 
 Source: `keras/src/saving/saving_lib.py`, `keras/src/layers/layer.py` (Keras 3.15).
 """
 
-import dataclasses
-import functools
-import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from optax_kadam._generations import Generation
+from optax_kadam.keras_files._contents import Variable
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
-from optax_kadam.keras_files.layouts._builtin_layers import ALIASES, ATTENTION, SUBLAYERS, SWITCHES, VARIABLES
+from optax_kadam.keras_files.layouts._builtin_layers import ALIASES, ATTENTION, MODELS, SUBLAYERS, SWITCHES, VARIABLES
 
 _LAYER_LISTS = ("layers", "_layer_checkpoint_dependencies")  # Keras 2.12 and 2.13 write the latter.
 # What is saved of a model beside its weights, by some versions: metrics, and the states of random generators.
 NOT_WEIGHTS = re.compile(r"(.*_)?(metrics?|seed_generators?(_\d+)?|random_generator(_.*)?)|_loss_tracker")
-_NOT_LAYERS = re.compile(rf"optimizer|vars|{NOT_WEIGHTS.pattern}")
+OPTIMIZER = re.compile(r"(.*_)?optimizer")
+_NOT_LAYERS = re.compile(rf"{OPTIMIZER.pattern}|vars|{NOT_WEIGHTS.pattern}")
+
+Unit = Sequence[Variable]  # The variables of one layer in their order; `is_trainable` says whether they may be trained.
+Chain = Sequence[Unit]  # Layers that are known to come one after the other.
+Stage = Sequence[Chain]  # Chains of which it is not known how their layers come in between one another.
 
 
-@dataclasses.dataclass
-class Layer:
-    """A layer: its own variables, its sublayers (children), and what is known of their order."""
+class Model(NamedTuple):
+    """The layers of a model: each stage is known to come after the one before it."""
 
-    own: list[tuple[str, LazyArray]]
-    trainable_counts: Sequence[int]  # The numbers of own variables, from the first, that may be trained, by likelihood.
-    is_frozen: bool  # By the configuration; but the optimizer may have been built before.
-    children: list["Layer"]
-    before: list[set[int]]  # For each child, the children that are known to come before it.
-    numbered_before: list[set[int]]  # For each child, those that come before it if automatic names count.
-    repeated: Sequence[LazyArray] = ()  # Its arrays that the file holds under another layer too.
+    stages: Sequence[Stage]
+    repeated: Sequence[LazyArray]  # Arrays that the file holds under another layer too.
+    has_lora: bool  # Whether the model trains variables that the file does not hold,
+    is_known: bool  # and whether the configuration of every layer is known, so that this is certain.
 
-    @functools.cached_property
-    def has_variables(self) -> bool:
-        """Whether this layer or one below it has variables."""
-        return bool(self.own) or any(child.has_variables for child in self.children)
+    def variables(self) -> list[Variable]:
+        """Return all variables, in some order."""
+        return [variable for unit in _units(self.stages) for variable in unit]
 
-    @functools.cached_property
-    def is_in_a_row(self) -> bool:
-        """Whether each child is known to come after the one before it."""
-        return all(index - 1 in self.before[index] for index in range(1, len(self.children)))
+    def is_a_row(self) -> bool:
+        """Return whether the order of all variables is known."""
+        return all(len(stage) == 1 for stage in self.stages)
 
-    def all_layers(self) -> Iterator["Layer"]:
-        """Yield this layer and all below it."""
-        yield self
-        for child in self.children:
-            yield from child.all_layers()
-
-    def all_own(self) -> list[tuple[str, LazyArray]]:
-        """Return the variables of this layer and of all below it, in some order."""
-        return [variable for layer in self.all_layers() for variable in layer.own]
+    def candidates(self) -> list[Variable]:
+        """Return the variables that may be trained, in some order."""
+        return [variable for variable in self.variables() if variable.is_trainable]
 
 
-_Children = tuple[list[Layer], list[set[int]], list[set[int]]]
-
-
-def read_layers(root: Group, config: Mapping[str, object] | None, generation: Generation) -> Layer:
-    """Return the model in the file with this root group, as a layer.
+def read_layers(root: Group, config: Mapping[str, object] | None, generation: Generation) -> Model:
+    """Return the model in the file with this root group.
 
     Args:
       root: the root group.
       config: the serialized model (`class_name`, `config`), or None if the file does not hold it.
       generation: the generation of Keras that wrote the file, and named the variables.
     """
-    model = _Reader(generation).layer(root, "", config, "", is_frozen=False)
-    if generation == "keras3" or not model.own:
-        return model
-    last = dataclasses.replace(model, children=[], before=[], numbered_before=[], repeated=())
-    count = len(model.children)  # In tf_keras, a model's own variables come after its layers.
-    before, numbered_before = [*model.before, set(range(count))], [*model.numbered_before, set()]
-    return Layer([], (0,), False, [*model.children, last], before, numbered_before, model.repeated)
+    reader = _Reader(generation)
+    stages = reader.layer(root, "", config, "", is_root=True)
+    return Model(stages, reader.repeated, reader.has_lora, reader.is_known)
 
 
 def numbered(group: Group | None) -> list[LazyArray]:
@@ -91,108 +81,184 @@ class _Reader:
     """Reads the layers out of the groups of a file."""
 
     def __init__(self, generation: Generation):
+        self.repeated: list[LazyArray] = []
+        self.has_lora, self.is_known = False, True
         self._is_keras3, self._suffix = generation == "keras3", "" if generation == "keras3" else ":0"
 
-    def layer(self, group: Group, key: str, config: Mapping[str, object] | None, scope: str, is_frozen: bool) -> Layer:
-        """Return the layer in `group`, which is called `key` in the file; `scope` is the path of what is around it."""
+    def layer(
+        self,
+        group: Group,
+        key: str,
+        config: Mapping[str, object] | None,
+        scope: str,
+        *,
+        is_root: bool = False,
+        is_listed: bool = False,
+    ) -> list[Stage]:
+        """Return the stages of the layer in `group`.
+
+        Args:
+          group: the group.
+          key: what the layer is called in the file.
+          config: the serialized layer, or None if it is not known.
+          scope: the path of what is around it.
+          is_root: whether it is the whole model.
+          is_listed: whether it stands in a list, where it is called by its class.
+        """
         arguments = (config or {}).get("config")
         arguments = arguments if isinstance(arguments, Mapping) else {}
-        listed = arguments.get("layers")
-        listed = listed if isinstance(listed, list) else None
+        self.has_lora |= bool(arguments.get("lora_rank"))
+        kind = _kind(config, key if is_listed else "", _name(group))
         name = str(_name(group) or arguments.get("name") or key.lstrip("_"))
-        is_frozen = is_frozen or arguments.get("trainable") is False
-        kind = _kind(config, key, name)
-        if listed is not None:
+        listed = arguments.get("layers") if kind in MODELS or "input_layers" in arguments else None
+        if isinstance(listed, list):
             scope = name + "/" if self._is_keras3 and "input_layers" not in arguments else ""
-        elif not (config is None and (group.at("layers/input_layer") or not key and not self._is_keras3)):
+        elif not (config is None and (group.at("layers/input_layer") or is_root and not self._is_keras3)):
             scope = f"{scope}{name}/" if name else scope
         else:  # The layers of a Functional model were made before it, outside its scope.
             scope = ""
-        own, counts = self._own(group, kind, arguments, scope)
-        if listed is not None:
-            children = self._listed(group, listed, scope, is_frozen)
-        else:
-            children = self._found(group, arguments, scope, is_frozen)
-        # The first variable of a SpectralNormalization is the kernel of the layer inside.
-        repeated = numbered(group.at("vars"))[: kind == "spectral_normalization"]
-        return Layer(own, counts, is_frozen, *children, repeated)
+        own = self._own(group, kind, arguments, scope)
+        self.is_known &= not own or _is_kerass(config)
+        stages: list[Stage] = [[[own]]] if own else []
+        if kind in SUBLAYERS:
+            return stages + self._sublayers(group, kind, arguments, scope)
+        if isinstance(listed, list) or is_root or kind in MODELS:
+            is_keras = kind in MODELS
+            children = self._model(group, listed if isinstance(listed, list) else None, is_keras, scope)
+            # In tf_keras, a model's own variables come after its layers.
+            return stages + children if self._is_keras3 else children + stages
+        inside = [stages for _, stages in self._attributes(group, arguments, scope)]
+        return stages + _mixed(inside) if self._is_keras3 else _mixed([*inside, stages])
 
-    def _own(
-        self, group: Group, kind: str, arguments: Mapping[str, object], scope: str
-    ) -> tuple[list[tuple[str, LazyArray]], Sequence[int]]:
-        """Return the variables of the layer itself, and the numbers of them that may be trained."""
+    def _own(self, group: Group, kind: str, arguments: Mapping[str, object], scope: str) -> Unit:
+        """Return the variables of the layer itself."""
         arrays = numbered(group.at("vars"))
-        if kind == "spectral_normalization":
-            return [(f"{scope}vector_u{self._suffix}", array) for array in arrays[1:]], (0,)
+        if kind == "spectral_normalization":  # The first is the kernel of the layer inside.
+            self.repeated += arrays[:1]
+            return [Variable(f"{scope}vector_u{self._suffix}", array, False) for array in arrays[1:]]
         trainable, others = VARIABLES.get(kind, ((), ()))
-        off = {name for switch, names in SWITCHES.items() if arguments.get(switch) is False for name in names}
-        trainable = tuple(name for name in trainable if name not in off)
-        if len(arrays) == len(trainable) - 1 and trainable[-1] == "bias":
-            trainable = trainable[:-1]
         if kind.startswith("depthwise") and not self._is_keras3:
             trainable = ("depthwise_kernel", *trainable[1:])
-        names, counts = (*trainable, *others), (len(trainable),)
-        if len(names) != len(arrays):  # This is not one of Keras's layers, or not as in the table.
-            names, counts = [f"vars/{i}" for i in range(len(arrays))], tuple(range(len(arrays), -1, -1))
-        own = [(f"{scope}{name}{self._suffix}", array) for name, array in zip(names, arrays, strict=True)]
-        return own, counts
+        count = len(arrays) - len(others)
+        off = {name for switch, names in SWITCHES.items() if arguments.get(switch) is False for name in names}
+        named = tuple(name for name in trainable if name not in off)
+        if len(named) == count + 1 and named[-1] == "bias":
+            named = named[:-1]
+        if kind not in VARIABLES or not 0 <= count <= len(trainable):  # Not one of Keras's, or not as in the table.
+            named, others = tuple(f"vars/{i}" for i in range(len(arrays))), ()
+        elif len(named) != count:  # Without a configuration, gamma cannot be told from beta.
+            named = tuple(f"vars/{i}" for i in range(count))
+        return [
+            Variable(f"{scope}{name}{self._suffix}", array, index < len(named) and array.dtype.kind not in "iub")
+            for index, (name, array) in enumerate(zip((*named, *others), arrays, strict=True))
+        ]
 
-    def _listed(self, group: Group, configs: Sequence[object], scope: str, is_frozen: bool) -> _Children:
-        """Return the layers of a Sequential or Functional model, and their order, from its configuration."""
-        listed = next((group.groups[name] for name in _LAYER_LISTS if name in group.groups), Group({}, {}, {}, 0))
+    def _sublayers(self, group: Group, kind: str, arguments: Mapping[str, object], scope: str) -> list[Stage]:
+        """Return the layers inside one of Keras's own, in their order."""
+        found = self._attributes(group, arguments, scope, kind)
+        order = SUBLAYERS[kind]
+        if not {attribute for attribute, stages in found if stages} <= set(order):
+            return _mixed([stages for _, stages in found])
+        return [stage for name in order for attribute, stages in found if attribute == name for stage in stages]
+
+    def _model(self, group: Group, configs: Sequence[object] | None, is_keras: bool, scope: str) -> list[Stage]:
+        """Return the layers of a model. `is_keras`: it is known to be Keras's own Sequential or Functional."""
+        listed = next((group.groups[name] for name in _LAYER_LISTS if name in group.groups), None)
+        more = [stages for _, stages in self._attributes(group, {}, scope, skip=_LAYER_LISTS) if stages]
+        if listed is None:
+            return _mixed(more)
+        layers = None if configs is None else self._listed(listed, configs, scope)
+        if layers is not None and is_keras and not more:
+            return [stage for _, stages in layers for stage in stages]
+        layers = layers or [
+            (_without_number(key)[0], self.layer(inner, key, None, scope, is_listed=True))
+            for key, inner in _in_number(listed)
+            if not _NOT_LAYERS.fullmatch(key)
+        ]
+        # The layers of a subclass of Functional may have been attributes before they were its layers.
+        is_functional = configs is not None or "input_layer" in listed.groups
+        if is_functional and not is_keras and self._is_keras3:
+            return _mixed([stages for _, stages in layers] + more)
+        return _interleaved(layers, more)
+
+    def _listed(self, listed: Group, configs: Sequence[object], scope: str) -> list[tuple[str, list[Stage]]] | None:
+        """Return the classes and stages of layers that a configuration lists, or None if the file has others."""
         layers, used, met = [], {}, set()
         for config in configs:
             if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
                 raise ValueError(f"A model's configuration must list its layers. Received: {config!r} in the list.")
+            if str(config.get("module")).startswith("keras.src.ops"):
+                continue  # An operation of a Functional model, which has no variables.
             kind = _snake(config["class_name"])
             used[kind] = used.get(kind, -1) + 1
             key = f"{kind}_{used[kind]}" if used[kind] else kind
             if key in listed.groups:  # A layer that is used again was met before.
                 met.add(key)
-                layers.append(self.layer(listed.groups[key], key, config, scope, is_frozen))
-        if met != {key for key in listed.groups if not _NOT_LAYERS.fullmatch(key)}:
-            return self._found(group, {}, scope, is_frozen)  # The file calls some classes otherwise.
-        more, before, numbered_before = self._found(group, {}, scope, is_frozen, skip=_LAYER_LISTS)
-        if more and not self._is_keras3:  # tf_keras numbers attributes before the list.
-            return self._found(group, {}, scope, is_frozen)
-        shifted = [[{i + len(layers) for i in indices} for indices in known] for known in (before, numbered_before)]
-        return layers + more, _in_a_row(len(layers)) + shifted[0], [set() for _ in layers] + shifted[1]
+                layers.append((kind, self.layer(listed.groups[key], key, config, scope, is_listed=True)))
+        return layers if met == {key for key in listed.groups if not _NOT_LAYERS.fullmatch(key)} else None
 
-    def _found(
-        self, group: Group, arguments: Mapping[str, object], scope: str, is_frozen: bool, skip: Sequence[str] = ()
-    ) -> _Children:
-        """Return the layers that are attributes of `group`, or in lists there, and what is known of their order."""
-        layers: list[Layer] = []
-        before: list[set[int]] = []
-        names: list[str] = []
-        attributes: list[str] = []
-        lists: list[int] = []
-        keys = [key for key in group.groups if key not in skip and not _NOT_LAYERS.fullmatch(key)]
-        for number, key in enumerate(keys):
-            inner = group.groups[key]
-            is_list = key in _LAYER_LISTS or not inner.at("vars")
-            found = list(_in_list(inner)) if is_list else [(key, inner)]
-            before += [{i + len(layers) for i in indices} for indices in _in_a_row(len(found))]
-            for inner_key, layer in found:
-                config = None if is_list else _inner_config(arguments, key)
-                layers.append(self.layer(layer, inner_key, config, scope, is_frozen))
-                names.append(_name(layer))
-                attributes.append("" if is_list else key.lstrip("_"))
-                lists.append(number)
-        for earlier, later in _in_known_order(attributes):
-            before[later].add(earlier)
-        numbered_before: list[set[int]] = [set() for _ in layers]
-        for earlier, later in _in_numbered_order(names):
-            if lists[earlier] != lists[later]:
-                numbered_before[later].add(earlier)
-        return layers, before, numbered_before
+    def _attributes(
+        self, group: Group, arguments: Mapping[str, object], scope: str, kind: str = "", skip: Sequence[str] = ()
+    ) -> list[tuple[str, list[Stage]]]:
+        """Return the attributes of `group` that are layers or lists of them, each with its stages."""
+        found = []
+        for key, inner in group.groups.items():
+            if key in skip or _NOT_LAYERS.fullmatch(key):
+                continue
+            attribute = key.lstrip("_")
+            configs = arguments.get(attribute)
+            if inner.at("vars"):
+                found.append((attribute, self.layer(inner, key, _inner_config(arguments, kind, attribute), scope)))
+            elif isinstance(configs, list) and (layers := self._listed(inner, configs, scope)) is not None:
+                found.append((attribute, [stage for _, stages in layers for stage in stages]))
+            else:
+                found.append((attribute, self._list(inner, scope)))
+        return found
+
+    def _list(self, group: Group, scope: str) -> list[Stage]:
+        """Return the layers of a list, and those of lists in it. Their order is not known: a list may have changed."""
+        return _mixed(
+            self.layer(inner, key, None, scope, is_listed=True) if inner.at("vars") else self._list(inner, scope)
+            for key, inner in _in_number(group)
+            if not _NOT_LAYERS.fullmatch(key)
+        )
 
 
-def _inner_config(arguments: Mapping[str, object], key: str) -> Mapping[str, object] | None:
-    """Return the serialized layer that is the attribute `key` of a layer with these arguments, or None."""
-    attribute = key.lstrip("_")
-    if attribute in ATTENTION:
-        return {"class_name": "EinsumDense", "config": {"name": ATTENTION[attribute]}}
+def _units(stages: Iterable[Stage]) -> list[Unit]:
+    return [unit for stage in stages for chain in stage for unit in chain]
+
+
+def _mixed(parts: Iterable[list[Stage]]) -> list[Stage]:
+    """Return as one stage layers of which nothing is known but that the variables of each follow one another."""
+    units = [unit for stages in parts for unit in _units(stages)]
+    return [[[unit] for unit in units]] if units else []
+
+
+def _interleaved(layers: Iterable[tuple[str, list[Stage]]], others: Iterable[list[Stage]]) -> list[Stage]:
+    """Return as one stage layers of which those of one class are in order, and others of which nothing is known."""
+    chains: dict[str, list[Unit]] = {}
+    more: list[list[Stage]] = list(others)
+    for kind, stages in layers:
+        if all(len(stage) == 1 for stage in stages):
+            chains.setdefault(kind, []).extend(_units(stages))
+        else:
+            more.append(stages)
+    stage = [chain for chain in chains.values() if chain] + [chain for mixed in _mixed(more) for chain in mixed]
+    return [stage] if stage else []
+
+
+def _in_number(group: Group) -> list[tuple[str, Group]]:
+    """Return the members of a list; `dense_10` comes after `dense_9`."""
+    return sorted(group.groups.items(), key=lambda item: _without_number(item[0]))
+
+
+def _inner_config(arguments: Mapping[str, object], kind: str, attribute: str) -> Mapping[str, object] | None:
+    """Return the serialized layer that is an attribute of a layer of class `kind` with these arguments, or None."""
+    if attribute in ATTENTION and SUBLAYERS.get(kind) == tuple(ATTENTION):
+        return {"module": "keras.layers", "class_name": "EinsumDense", "config": {"name": ATTENTION[attribute]}}
+    cell = re.sub("([123]d)?$", "_cell", kind, count=1)
+    if attribute == "cell" and cell in VARIABLES:
+        return {"module": "keras.layers", "class_name": cell, "config": {**arguments, "name": cell}}
     config = arguments.get("layer" if attribute in ("forward_layer", "backward_layer") else attribute)
     if not isinstance(config, Mapping) or "class_name" not in config:
         return None
@@ -212,39 +278,6 @@ def _name(group: Group) -> str:
     return str((group.at("vars") or group).attrs.get("name", ""))
 
 
-def _in_list(group: Group) -> Iterator[tuple[str, Group]]:
-    """Yield the layers of a list, and those of lists in it, in the order in which they were written."""
-    for key in sorted(group.groups, key=lambda key: group.groups[key].created):
-        if _NOT_LAYERS.fullmatch(key):
-            continue
-        if group.groups[key].at("vars"):
-            yield key, group.groups[key]
-        else:
-            yield from _in_list(group.groups[key])
-
-
-def _in_a_row(count: int) -> list[set[int]]:
-    return [{index - 1} if index else set() for index in range(count)]
-
-
-def _in_numbered_order(names: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of layers whose automatic names follow one another: `dense`, `dense_1`, `dense_10`."""
-    series: dict[str, list[tuple[int, int]]] = {}
-    for index, name in enumerate(names):
-        if match := re.fullmatch(r"(.+?)(?:_(\d+))?", name):
-            series.setdefault(match[1], []).append((int(match[2] or 0), index))
-    for members in series.values():
-        for (_, earlier), (_, later) in itertools.pairwise(sorted(members)):
-            yield earlier, later
-
-
-def _in_known_order(attributes: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of sublayers that one of Keras's own layers makes one after the other."""
-    for order in SUBLAYERS:
-        if set(order) <= set(attributes):
-            yield from itertools.pairwise([attributes.index(name) for name in order])
-
-
 def _snake(name: str) -> str:
     """Return Keras's name for an instance of a class: `Conv2DTranspose` gives `conv2d_transpose`."""
     name = re.sub(r"\W+", "", name)
@@ -253,9 +286,22 @@ def _snake(name: str) -> str:
     return ALIASES.get(name, name)
 
 
+def _without_number(name: str) -> tuple[str, int]:
+    """Return an automatic name without its number, and the number: `dense_7` gives `dense` and 7."""
+    base, _, number = name.rpartition("_")
+    return (base, int(number)) if base and number.isdecimal() else (name, 0)
+
+
 def _kind(config: Mapping[str, object] | None, key: str, name: str) -> str:
-    """Return the class of a layer in snake case; without a configuration, it is guessed from the names."""
-    if config is not None:
-        return _snake(str(config.get("class_name")))
-    bases = [re.sub(r"_\d+$", "", text) for text in (key, name)]
-    return next((base for base in bases if base in VARIABLES), bases[0])
+    """Return the class of a layer in snake case if it is one of Keras's own, and "" otherwise.
+
+    Without a configuration, it is what a list in the file calls it, or its automatic name.
+    """
+    if config is None:
+        return _without_number(key or name)[0]
+    return _snake(str(config.get("class_name"))) if _is_kerass(config) else ""
+
+
+def _is_kerass(config: Mapping[str, object] | None) -> bool:
+    """Return whether a serialized layer is known to be one of Keras's own."""
+    return config is not None and str(config.get("module")).split(".")[0] in ("keras", "tf_keras")

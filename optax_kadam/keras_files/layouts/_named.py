@@ -61,14 +61,15 @@ def named_contents(root: Group, config: Mapping[str, object] | None) -> Contents
     check_claimed(root, (array for _, array in named + arrays), _ATTRIBUTES)
     is_untrained = not any(array.shape for _, array in arrays) and len(arrays) <= len(_SCALARS)
     if is_untrained:  # A model that was compiled has an optimizer without moments.
-        return Contents(generation, config, [with_guessed_trainability(variable) for variable in variables], None)
+        variables = [with_guessed_trainability(variable) for variable in variables]
+        return Contents(generation, config, variables, None, "named")
     slots, order = _slots(arrays, [variable.path for variable in variables], generation)
     by_path = {variable.path: variable for variable in variables}
     check_shapes([by_path[path] for path in order], slots.mu, _DAMAGED)
     trained = set(order)
     others = [Variable(v.path, v.array, is_trainable=False) for v in variables if v.path not in trained]
     # Keras's order of the trainable variables is that of the slots.
-    return Contents(generation, config, [*(by_path[path] for path in order), *others], slots)
+    return Contents(generation, config, [*(by_path[path] for path in order), *others], slots, "named")
 
 
 def _layers(weights: Group) -> Iterator[Group]:

@@ -18,36 +18,32 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from optax_kadam._generations import Generation
 from optax_kadam.config._parse import OptimizerConfig, parse
-from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Slots, Variable, check_name
+from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Hints, Slots, Trainable, Variable, check_name
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files.layouts._claims import check_claimed
-from optax_kadam.keras_files.layouts._layers import Layer, numbered, read_layers
-from optax_kadam.keras_files.layouts._order import in_order
+from optax_kadam.keras_files.layouts._layers import OPTIMIZER, Model, numbered, read_layers
+from optax_kadam.keras_files.layouts._order import in_given_order, is_certain, listed, order_of
 
 # With the policy `mixed_float16`, Keras 3 puts this around the optimizer, and saves the config of the optimizer alone.
 _SCALE = {"name": "loss_scale_optimizer", "initial_scale": 2.0**15, "dynamic_growth_steps": 2000}
 
 
 def numbered_contents(
-    root: Group,
-    model: Mapping[str, object] | None,
-    config: Mapping[str, object] | None,
-    keras_version: str | None,
-    trainable: Sequence[str] | None,
+    root: Group, model: Mapping[str, object] | None, keras_version: str | None, hints: Hints
 ) -> Contents:
     """Return the contents of a file of this format.
 
     Args:
       root: the root group of the HDF5 file.
       model: the serialized model, or None if it was not saved.
-      config: the serialized optimizer, or None if it was not saved and is not known.
       keras_version: the version of the Keras that wrote the file, or None if it is not known.
-      trainable: the paths of the trainable variables in Keras's order, or None if they are not known.
+      hints: what the caller knows, and the serialized optimizer of the file.
     """
+    config = hints.config
     parsed = None if config is None else parse(config)
     generation = parsed.generation if parsed else _generation(root, keras_version)
-    optimizer = root.at("optimizer")
+    optimizer = _optimizer(root, hints.optimizer)
     inner = optimizer and (optimizer.at("inner_optimizer") or optimizer)
     arrays = numbered(inner.at("vars")) if inner else []
     name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
@@ -57,24 +53,54 @@ def numbered_contents(
         _check_no_other_optimizer(root, generation)
     layers = read_layers(root, model, generation)
     outer = numbered(optimizer.at("vars")) if optimizer else []  # Of a loss scale around, those of `arrays` otherwise.
-    repeated = (array for layer in layers.all_layers() for array in layer.repeated)
-    check_claimed(root, [*(array for _, array in layers.all_own()), *repeated, *arrays, *outer], ("name",))
-    fitting, reasons = _fitting(arrays, layers, generation, parsed, keras_version, trainable)
-    if not fitting and not any(array.shape for array in arrays):  # The optimizer is missing or was not built.
-        return Contents(generation, config, in_order(layers, None, trainable), None)
-    if not fitting:
-        raise reasons[0]
-    variables, slots = fitting[0]
-    if parsed is None and (slots.average is not None or len(fitting) > 1):
+    variables = layers.variables()
+    claimed = [*(variable.array for variable in variables), *layers.repeated, *arrays, *outer]
+    check_claimed(root, claimed, ("name",), lambda path: _is_other_optimizer(path, hints.optimizer))
+    splits = list(_splits(arrays, generation, parsed, keras_version))
+    if not splits and not any(array.shape for array in arrays):  # The optimizer is missing or was not built.
+        trained = layers.candidates()
+        order = "listed" if is_certain(layers, trained) else None
+        return Contents(generation, config, [*trained, *_others(variables, trained)], None, order)
+    if not splits:
+        shapes = ", ".join(str(array.shape) for array in arrays[:8])
         raise ValueError(
-            "The kinds of an optimizer's arrays must follow from its configuration or from their number. Received: "
-            f"{len(arrays)} arrays of several possible kinds, and no configuration. {NEEDS_CONFIG}"
+            f"An optimizer's list must be that of an Adam. Received: {len(arrays)} arrays of shapes {shapes}, ..., "
+            f"for {generation}{_switched_on(parsed)}. Only Adam and AdamW can be carried over."
         )
+    if layers.has_lora:
+        raise ValueError(
+            "A file must hold the variables that the optimizer trains. Received: a layer with `lora_rank`, which "
+            "trains others than this format holds. Save a checkpoint or a whole-model `.h5`."
+        )
+    slots, trained = _fitting(splits, layers, parsed, hints.trainable)
     slots = _with_scale(slots, optimizer, generation)
     if slots.dynamic_scale is not None and parsed and not parsed.loss_scale:
         inside = {**_SCALE, "inner_optimizer": config}
         config = {"module": "keras.optimizers", "class_name": "LossScaleOptimizer", "config": inside}
-    return Contents(generation, config, variables, slots)
+    order = "given" if hints.trainable is not None else "listed" if is_certain(layers, trained) else "shapes"
+    return Contents(generation, config, [*trained, *_others(variables, trained)], slots, order)
+
+
+def _others(variables: Sequence[Variable], trained: Sequence[Variable]) -> list[Variable]:
+    arrays = {id(variable.array) for variable in trained}
+    left = [variable for variable in variables if id(variable.array) not in arrays]
+    return [dataclasses.replace(variable, is_trainable=False) for variable in left]
+
+
+def _is_other_optimizer(path: str, chosen: str) -> bool:
+    """Return whether a group is another optimizer than the chosen one: of a GAN, or of a model inside this one."""
+    return bool(OPTIMIZER.fullmatch(path.rpartition("/")[2])) and path.split("/")[1] != chosen
+
+
+def _optimizer(root: Group, name: str) -> Group | None:
+    """Return the group of the optimizer of this name, or None if the file holds none."""
+    names = [key for key in root.groups if OPTIMIZER.fullmatch(key)]
+    if names and name not in names:
+        raise ValueError(
+            f"The file must hold the optimizer that is asked for. Received: optimizer={name!r}, where the file has "
+            f"{' and '.join(map(repr, names))}. Say which: `load_keras(path, optimizer={names[0]!r})`."
+        )
+    return root.at(name)
 
 
 def _check_no_other_optimizer(root: Group, generation: Generation) -> None:
@@ -89,28 +115,40 @@ def _check_no_other_optimizer(root: Group, generation: Generation) -> None:
 
 
 def _fitting(
-    arrays: Sequence[LazyArray],
-    layers: Layer,
-    generation: Generation,
-    config: OptimizerConfig | None,
-    keras_version: str | None,
-    trainable: Sequence[str] | None,
-) -> tuple[list[tuple[Sequence[Variable], Slots]], list[ValueError]]:
-    """Return the ways to split the optimizer's arrays that fit the model, and the reasons why others do not."""
-    fitting, reasons = [], []
-    for slots in _splits(arrays, generation, config, keras_version):
+    splits: Sequence[Slots], layers: Model, config: OptimizerConfig | None, trainable: Trainable | None
+) -> tuple[Slots, list[Variable]]:
+    """Return the slots that the optimizer's arrays are, and their variables in the same order."""
+    fitting: list[tuple[Slots, list[Variable] | ValueError]] = []
+    for slots in splits:
         try:
-            fitting.append((in_order(layers, [array.shape for array in slots.mu], trainable), slots))
+            shapes = [array.shape for array in slots.mu]
+            trained = order_of(layers, shapes) if trainable is None else in_given_order(layers, slots, trainable)
         except ValueError as error:
-            reasons.append(error)
-    shapes = ", ".join(str(array.shape) for array in arrays[:8])
-    reasons.append(
-        ValueError(
-            f"An optimizer's list must be that of an Adam. Received: {len(arrays)} arrays of shapes {shapes}, ..., "
-            f"for {generation}{_switched_on(config)}. Only Adam and AdamW can be carried over."
+            trained = error
+        if trained is not None:
+            fitting.append((slots, trained))
+    if trainable is not None:
+        fitting = [pair for pair in fitting if isinstance(pair[1], list)] or fitting[:1]
+    # Without a configuration, it is taken for granted that all variables are trained, if they can be.
+    whole = [pair for pair in fitting if len(pair[0].mu) == len(layers.candidates())]
+    fitting = whole or fitting
+    if not fitting:
+        saved = [variable.array.shape for variable in layers.candidates()]
+        raise ValueError(
+            "The optimizer's moments must have the shapes of the model's trainable variables, in some order. Received: "
+            f"{listed([array.shape for array in splits[0].mu])} in the optimizer, {listed(saved)} in the model. "
+            "The file may hold another model's optimizer, or layers that train what it does not hold (LoRA, int8): "
+            "save a checkpoint or a whole-model `.h5`."
         )
-    )
-    return fitting, reasons
+    slots, trained = fitting[0]
+    if config is None and (slots.average is not None or len(fitting) > 1):
+        raise ValueError(
+            "The kinds of an optimizer's arrays must follow from its configuration or from their number. Received: "
+            f"slots for {len(slots.mu)} variables, of several possible kinds, and no configuration. {NEEDS_CONFIG}"
+        )
+    if isinstance(trained, ValueError):
+        raise trained
+    return slots, trained
 
 
 def _generation(root: Group, keras_version: str | None) -> Generation:

@@ -1,213 +1,267 @@
-"""The order of a model's variables in its optimizer is looked for where the file only numbers them.
+"""The order of a model's variables in its optimizer follows from the file, from the shapes of the moments, or is told.
 
-What `_layers` knows of the order holds. The rest must follow from the shapes of the optimizer's slots: if two orders
-fit, neither is taken.
+What `_layers` knows of the order is certain. The rest must follow from the shapes of the optimizer's slots: if two
+orders fit, neither is taken. Which variables are frozen is not asked of the file, since that may have changed after the
+optimizer was built: any may have been, unless there are as many slots as variables.
 """
 
-import graphlib
-import heapq
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+import collections
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
-from optax_kadam.keras_files._contents import Variable, with_unique_paths
-from optax_kadam.keras_files._lazy_array import LazyArray
-from optax_kadam.keras_files.layouts._layers import Layer
+import numpy as np
 
-Shapes = Sequence[tuple[int, ...]]
-# Linked lists: of the layers to visit, each with the children that were visited; and of the variables so far.
-_Agenda: TypeAlias = "tuple[Layer, frozenset[int] | None, _Agenda] | None"
-_Placed: TypeAlias = "tuple[Variable, _Placed] | None"
-_MOST_WORK = 1_000_000  # Layers looked at, in about a second; a model whose order is known takes one look at each.
-_REMEDY = "Hand over the paths of `model.trainable_variables`, in order: `load_keras(path, trainable=[...])`."
+from optax_kadam.keras_files._contents import Slots, Trainable, Variable, with_unique_paths
+from optax_kadam.keras_files.layouts._layers import Chain, Model, Stage, Unit
 
+Shape: TypeAlias = tuple[int, ...]
+_Placed: TypeAlias = "tuple[Unit, _Placed] | None"  # The layers so far, the last one first.
+_MOST_WORK = 2_000_000  # Chains looked at, in about a second.
 
-class _Assumption(NamedTuple):
-    """What a search assumes of the model."""
-
-    names_are_in_order: bool = True
-    others_were_frozen: bool = False
-    frozen_were_trained: bool = False
-
-
-_ASSUMPTIONS = (
-    _Assumption(),
-    _Assumption(others_were_frozen=True),
-    _Assumption(frozen_were_trained=True),
-    _Assumption(names_are_in_order=False),
+_ASK = (
+    "Load the file in Keras, and hand over the variables: `load_keras(path, trainable=model.trainable_variables)`; "
+    "or save a checkpoint or a whole-model `.h5`, which name them."
 )
 
 
-def in_order(model: Layer, slots: Shapes | None, trainable: Sequence[str] | None = None) -> list[Variable]:
-    """Return the variables of a model in Keras's order. The trainable ones have the shapes `slots`, in that order.
-
-    Args:
-      model: the model.
-      slots: the shapes of the optimizer's first moments in its order. None if the file has no moments: every variable
-        that may be trainable is then taken to be.
-      trainable: the paths of the trainable variables in order, or None if they are not known.
+def order_of(model: Model, slots: Sequence[Shape]) -> list[Variable] | None:
+    """Return the variables to which moments of these shapes belong, in their order, or None if they fit none.
 
     Raises:
-      ValueError: if no order of the variables fits the slots, or several do.
+      ValueError: if they could belong to several.
     """
-    if trainable is not None:
-        return _in_given_order(model, slots, trainable)
-    found: list[list[Variable]] = []
-    for assumption in _ASSUMPTIONS[:1] if slots is None else _ASSUMPTIONS:
-        found = found or _first_two(model, slots, assumption)
-    if not found:
-        shapes = [array.shape for _, array in model.all_own()]
-        raise ValueError(
-            "The optimizer's moments must have the shapes of the model's trainable variables, in some order. Received: "
-            f"{_listed(slots or ())} in the optimizer, {_listed(shapes)} in the model. "
-            "The file may hold another model's optimizer, or layers that save less than they train (LoRA)."
-        )
-    if len(found) > 1:
-        paths = [[variable.path for variable in variables if variable.is_trainable] for variables in found]
-        first, second = next(((a, b) for a, b in zip(*paths, strict=True) if a != b), ("one", "another of that path"))
-        raise ValueError(
-            "The order of the optimizer's moments must follow from the file. Received: a model whose moments could be "
-            f"those of {first!r} or of {second!r} first. {_REMEDY}"
-        )
-    return found[0]
-
-
-def _first_two(model: Layer, slots: Shapes | None, assumption: _Assumption) -> list[list[Variable]]:
-    """Return the first two orders of the variables that fit, or fewer if there are not so many."""
-    found: dict[tuple[int, ...], list[Variable]] = {}
-    for variables in _orders(model, slots, assumption):
-        found.setdefault(tuple(id(v.array) for v in variables if v.is_trainable), variables)
-        if slots is None or len(found) > 1:
-            break
-    return list(found.values())
-
-
-def _in_given_order(model: Layer, slots: Shapes | None, trainable: Sequence[str]) -> list[Variable]:
-    """Return first the variables with the paths `trainable`, in that order, then the others."""
-    others = with_unique_paths([Variable(path, array, False) for path, array in model.all_own()])
-    named = []
-    for path in trainable:
-        # In the file, a variable of a custom layer has a number in the place of its name.
-        numbers = f"{path.rpartition('/')[0]}/vars/"
-        candidates = [v for v in others if v.path == path] or [v for v in others if v.path.startswith(numbers)]
-        if not candidates:
+    stages = [[chain for chain in map(_trained, stage) if chain] for stage in model.stages]
+    sizes = [sum(len(unit) for chain in stage for unit in chain) for stage in stages]
+    if sum(sizes) > len(slots):
+        some = _some(stages, slots)
+        if some is not None and not model.is_known:
             raise ValueError(
-                f"`trainable` must name variables of the file. Received: {path!r} in it. "
-                f"The variables of the file are {', '.join(variable.path for variable in others)}."
+                "What the optimizer trains must follow from the file. Received: moments for "
+                f"{len(slots)} of {sum(sizes)} variables, and layers whose configuration is not known. {_ASK}"
             )
-        others.remove(candidates[0])
-        named.append(Variable(path, candidates[0].array, is_trainable=True))
-    shapes = [variable.array.shape for variable in named]
-    if slots is not None and shapes != list(slots):
+        return some
+    ends = list(itertools.accumulate(sizes))
+    parts = [_merged(stage, slots[end - size : end]) for stage, size, end in zip(stages, sizes, ends, strict=True)]
+    if sum(sizes) < len(slots) or None in parts:
+        return None
+    return [variable for part in parts for variable in part or ()]
+
+
+def is_certain(model: Model, trained: Sequence[object]) -> bool:
+    """Return whether it is known without the shapes in which order so many variables are trained."""
+    return len(model.candidates()) == len(trained) and model.is_a_row()
+
+
+def in_given_order(model: Model, slots: Slots, trainable: Trainable) -> list[Variable]:
+    """Return the variables that `trainable` names, by paths or by their numbers, in that order.
+
+    Raises:
+      ValueError: if one is not in the file or could be several, or if they are not those of the slots.
+    """
+    variables = with_unique_paths(model.candidates())
+    named = _by_numbers(variables, None if model.is_a_row() else slots, trainable) | _by_path(variables, trainable)
+    found = [named[index] for index in range(len(trainable))]
+    paths = [variable.path for variable in found]
+    if twice := [path for path, count in collections.Counter(paths).items() if count > 1]:
+        raise ValueError(
+            f"`trainable` must name each variable once. Received: {twice[0]!r} twice. "
+            "Hand over `model.trainable_variables`."
+        )
+    shapes, wanted = _shapes(found), tuple(array.shape for array in slots.mu)
+    if shapes != wanted:
         raise ValueError(
             "`trainable` must name the variables in the order of the optimizer's moments. Received: "
-            f"{_listed(shapes)}, where the moments are {_listed(slots)}."
+            f"{listed(shapes)}, where the moments are {listed(wanted)}. "
+            "Hand over `model.trainable_variables` of the model as it was saved."
         )
-    return named + others
+    return found
 
 
-def _listed(shapes: Shapes) -> str:
+def listed(shapes: Sequence[Shape]) -> str:
+    """Return a list of shapes for a message."""
     return f"{len(shapes)} of shapes {', '.join(map(str, shapes[:8]))}{', ...' if len(shapes) > 8 else ''}"
 
 
-def _orders(model: Layer, slots: Shapes | None, assumption: _Assumption) -> Iterator[list[Variable]]:
-    """Yield the variables in each order in which the trainable ones have the shapes `slots`, the likeliest first.
+def _trained(chain: Chain) -> Chain:
+    """Return a chain without what cannot be trained."""
+    units = [[variable for variable in unit if variable.is_trainable] for unit in chain]
+    return [unit for unit in units if unit]
 
-    This is a depth-first search with its own stack. A state of it is the agenda, which of the children comes next, the
-    number of slots used, and the variables so far. The agenda is a linked list of the layers to visit, and of those
-    with children still to visit.
+
+def _shapes(variables: Sequence[Variable]) -> tuple[Shape, ...]:
+    return tuple(variable.array.shape for variable in variables)
+
+
+def _merged(stage: Stage, slots: Sequence[Shape]) -> list[Variable] | None:
+    """Return the order in which the layers of all chains have the shapes `slots`.
+
+    A state says how many layers of each chain have been placed, and has at most two of the ways that lead to it. States
+    are gone through by the number of slots that they fill.
     """
-    stack: list[tuple[_Agenda, int | None, int, _Placed]] = [((model, None, None), None, 0, None)]
+    alike: dict[tuple[tuple[Shape, ...], ...], Chain] = {}
+    for chain in stage:
+        twin = alike.setdefault(tuple(map(_shapes, chain)), chain)
+        if twin is not chain:
+            raise _ambiguous(twin[0], chain[0])
+    frontier: dict[int, dict[tuple[int, ...], list[_Placed]]] = {0: {(0,) * len(stage): [None]}}
     work = 0
-    while stack and work < _MOST_WORK:
-        agenda, index, used, placed = stack.pop()
-        if agenda is None:
-            if slots is None or used == len(slots):
-                yield _unlinked(placed)
-            continue
-        layer, done, rest = agenda
-        work += 1 + (0 if done is None else len(layer.children))
-        if done is None:
-            agenda = _opened(layer, rest, is_any_right=slots is None)
-            for count in reversed(_counts(layer, slots, assumption)):
-                shapes = [array.shape for _, array in layer.own[:count]]
-                if slots is None or shapes == list(slots[used : used + count]):
-                    stack.append((agenda, None, used + count, _with_own(placed, layer.own, count)))
-        elif index is None:
-            following = _next(layer, done, assumption)
-            stack += [(agenda, index, used, placed) for index in reversed(following)]
-        else:
-            after = done | {index}
-            later = (layer, after, rest) if len(after) < len(layer.children) else rest
-            stack.append(((layer.children[index], None, later), None, used, placed))
-    if stack:
-        raise ValueError(
-            "The order of the optimizer's moments must follow from the file. Received: a model for which a long search "
-            f"did not find it. {_REMEDY}"
-        )
-
-
-def _opened(layer: Layer, rest: _Agenda, *, is_any_right: bool) -> _Agenda:
-    """Return the agenda that begins with the children of `layer`, in their order if it is known or any is right."""
-    if not (layer.is_in_a_row or is_any_right):
-        return (layer, frozenset(), rest)
-    for index in reversed(_an_order(layer)):
-        rest = (layer.children[index], None, rest)
-    return rest
-
-
-def _an_order(layer: Layer) -> list[int]:
-    """Return the indices of the children in the first order that agrees with what is known of it."""
-    if layer.is_in_a_row:
-        return list(range(len(layer.children)))
-    earlier = [before | numbered for before, numbered in zip(layer.before, layer.numbered_before, strict=True)]
-    sorter = graphlib.TopologicalSorter(dict(enumerate(earlier)))
-    try:
-        sorter.prepare()
-    except graphlib.CycleError:  # The names contradict what is certain.
-        sorter = graphlib.TopologicalSorter(dict(enumerate(layer.before)))
-        sorter.prepare()
-    order, ready = [], list(sorter.get_ready())
-    heapq.heapify(ready)
-    while ready:
-        order.append(heapq.heappop(ready))
-        sorter.done(order[-1])
-        for index in sorter.get_ready():
-            heapq.heappush(ready, index)
-    return order
-
-
-def _counts(layer: Layer, slots: Shapes | None, assumption: _Assumption) -> Sequence[int]:
-    """Return the numbers of the layer's own variables, from the first, that may be trainable."""
-    if layer.is_frozen and not assumption.frozen_were_trained:
-        return (0,)
-    if slots is None:
-        return layer.trainable_counts[:1]
-    may_be_none = assumption.others_were_frozen and 0 not in layer.trainable_counts
-    return [*layer.trainable_counts, *([0] if may_be_none else [])]
-
-
-def _next(layer: Layer, done: frozenset[int], assumption: _Assumption) -> list[int]:
-    """Return the children that may come next. If one has no variables, only that one: it may come at any time."""
-    following = [
-        index
-        for index in range(len(layer.children))
-        if index not in done
-        and layer.before[index] <= done
-        and (layer.numbered_before[index] <= done or not assumption.names_are_in_order)
-    ]
-    empty = [index for index in following if not layer.children[index].has_variables]
-    return empty[:1] or following
-
-
-def _with_own(placed: _Placed, own: Sequence[tuple[str, LazyArray]], count: int) -> _Placed:
-    for index, (path, array) in enumerate(own):
-        placed = (Variable(path, array, index < count), placed)
-    return placed
+    for place in range(len(slots)):
+        for state, ways in frontier.pop(place, {}).items():
+            work += len(stage)
+            if work > _MOST_WORK:
+                raise ValueError(
+                    "The order of the optimizer's moments must follow from the file. Received: a model for which a "
+                    f"long search did not find it. {_ASK}"
+                )
+            for index, chain in enumerate(stage):
+                unit = chain[state[index]] if state[index] < len(chain) else []
+                if unit and _shapes(unit) == tuple(slots[place : place + len(unit)]):
+                    after = (*state[:index], state[index] + 1, *state[index + 1 :])
+                    known = frontier.setdefault(place + len(unit), {}).setdefault(after, [])
+                    known += [(unit, way) for way in ways][: 2 - len(known)]
+    whole = frontier.get(len(slots), {}).get(tuple(map(len, stage)), [])
+    return _the_one([_unlinked(way) for way in whole])
 
 
 def _unlinked(placed: _Placed) -> list[Variable]:
-    variables = []
+    units: list[Unit] = []
     while placed is not None:
-        variable, placed = placed
-        variables.append(variable)
-    return variables[::-1]
+        unit, placed = placed
+        units.append(unit)
+    return [variable for unit in reversed(units) for variable in unit]
+
+
+def _some(stages: Sequence[Stage], slots: Sequence[Shape]) -> list[Variable] | None:
+    """Return those of the variables, in their order, that have the shapes `slots`.
+
+    They are certain if each slot, taken as early as possible and as late as possible, is of the same variable.
+    """
+    bags: list[dict[Shape, list[Variable]]] = []  # Variables in an unknown order, by their shapes.
+    for stage in stages:
+        variables = [variable for chain in stage for unit in chain for variable in unit]
+        for members in [variables] if len(stage) > 1 else [[variable] for variable in variables]:
+            bags.append(collections.defaultdict(list))
+            for variable in members:
+                bags[-1][variable.array.shape].append(variable)
+    early, late = _earliest(bags, slots), _earliest(bags[::-1], slots[::-1])
+    if early is None or late is None:
+        return None
+    late = [len(bags) - 1 - index for index in reversed(late)]
+    return _the_one([_taken(bags, early, slots, 0), _taken(bags, late, slots, 1)])
+
+
+def _earliest(bags: Sequence[Mapping[Shape, Sequence[Variable]]], slots: Sequence[Shape]) -> list[int] | None:
+    """Return, for each slot, the first bag that has a variable of its shape left, or None if a slot finds none."""
+    found, index, taken = [], 0, collections.Counter[Shape]()
+    for shape in slots:
+        while index < len(bags) and taken[shape] == len(bags[index].get(shape, ())):
+            index, taken = index + 1, collections.Counter[Shape]()
+        if index == len(bags):
+            return None
+        taken[shape] += 1
+        found.append(index)
+    return found
+
+
+def _taken(
+    bags: Sequence[Mapping[Shape, Sequence[Variable]]], indices: Sequence[int], slots: Sequence[Shape], first: int
+) -> list[Variable]:
+    """Return the variables out of the bags with these indices, where each bag begins with that of number `first`."""
+    found, taken = [], collections.Counter[tuple[int, Shape]]()
+    for index, shape in zip(indices, slots, strict=True):
+        members = bags[index][shape]
+        found.append(members[(first + taken[index, shape]) % len(members)])
+        taken[index, shape] += 1
+    return found
+
+
+def _the_one(ways: Sequence[Sequence[Variable]]) -> list[Variable] | None:
+    """Return the order that all of `ways` are, or None if there is none; raise if there are two."""
+    for variables in zip(*ways, strict=True):
+        if any(variable is not variables[0] for variable in variables):
+            raise _ambiguous([variables[0]], [variables[1]])
+    return list(ways[0]) if ways else None
+
+
+def _ambiguous(first: Sequence[Variable], second: Sequence[Variable]) -> ValueError:
+    return ValueError(
+        "The order of the optimizer's moments must follow from the file. Received: moments that could be those of "
+        f"{first[0].path!r} or those of {second[0].path!r}, which has their shape too. {_ASK}"
+    )
+
+
+def _by_path(variables: Sequence[Variable], trainable: Trainable) -> dict[int, Variable]:
+    """Return the variables that are named by their paths, by their indices in `trainable`."""
+    by_path = {variable.path: variable for variable in variables}
+    paths = {index: path for index, path in enumerate(trainable) if isinstance(path, str)}
+    unknown = collections.defaultdict(list)
+    for index, path in paths.items():
+        if path not in by_path:
+            unknown[path.rpartition("/")[0]].append(index)
+    found = {index: by_path[path] for index, path in paths.items() if path in by_path}
+    for scope, indices in unknown.items():
+        # The file numbers the variables of a layer that is not Keras's own. If all are named, that is their order.
+        numbers = [v for v in variables if v.path.startswith(f"{scope}/vars/")]
+        if len(numbers) != len(indices):
+            raise ValueError(
+                f"`trainable` must name variables of the file. Received: {paths[indices[0]]!r} in it. "
+                f"The variables of the file are {', '.join(by_path)}. Hand over the "
+                "variables themselves: `trainable=model.trainable_variables`."
+            )
+        named = zip(indices, numbers, strict=True)
+        found |= {index: dataclasses.replace(variable, path=paths[index]) for index, variable in named}
+    return found
+
+
+def _by_numbers(variables: Sequence[Variable], slots: Slots | None, trainable: Trainable) -> dict[int, Variable]:
+    """Return the variables that are handed over as arrays, by their indices in `trainable`.
+
+    If several hold the same numbers, it must not matter for `slots` which is which; None if their order is known.
+    """
+    given = {index: array for index, array in enumerate(trainable) if not isinstance(array, str)}
+    if not given:
+        return {}
+    shapes = {array.shape for array in given.values()}
+    holders: dict[bytes, list[Variable]] = collections.defaultdict(list)
+    for variable in variables:
+        if variable.array.shape in shapes:
+            holders[_digest(variable.array.read())].append(variable)
+    wanted: dict[bytes, list[int]] = collections.defaultdict(list)
+    for index, array in given.items():
+        wanted[_digest(array)].append(index)
+    found: dict[int, Variable] = {}
+    for digest, indices in wanted.items():
+        same = holders.get(digest, [])
+        if not same:
+            array = given[indices[0]]
+            raise ValueError(
+                "`trainable` must hold the variables of the model as it was saved. Received: "
+                f"trainable[{indices[0]}] of shape {array.shape} and dtype {array.dtype}, whose numbers no variable of "
+                "the file has. Load the file in Keras, and hand over the variables of that model. If a layer trains "
+                "what this format does not hold (LoRA, int8), save a checkpoint or a whole-model `.h5`."
+            )
+        if len(same) != len(indices) or (len(same) > 1 and slots is not None and not _is_same(slots, indices)):
+            raise ValueError(
+                "The arrays in `trainable` must tell the variables apart. Received: "
+                f"trainable[{indices[0]}], whose numbers are those of {' and of '.join(v.path for v in same)}. "
+                "Put the path of the variable there, in the place of its numbers."
+            )
+        found |= dict(zip(indices, same, strict=True))
+    return found
+
+
+def _is_same(slots: Slots, indices: Sequence[int]) -> bool:
+    """Return whether variables have the same slots, so that it does not matter which is which."""
+    lists = slots.arrays().values() if len(indices) > 1 else ()
+    return all(
+        len({_digest(arrays[index].read()) for index in indices if index < len(arrays)}) == 1 for arrays in lists
+    )
+
+
+def _digest(array: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(f"{array.dtype.name} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.digest()
