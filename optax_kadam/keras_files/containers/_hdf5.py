@@ -122,8 +122,8 @@ class _Reader:
             raise self._untrusted("The root of an HDF5 file must be a group.", "where it is a dataset")
         return root
 
-    def _object(self, link: _Link, path: str, level: int) -> "Group | tuple[LazyArray, int]":
-        """Return the group or the dataset at `link`; with the dataset, the address of its header."""
+    def _object(self, link: _Link, path: str, level: int) -> Group | LazyArray:
+        """Return the group or the dataset at `link`."""
         messages = self._messages(link.address, path)
         found = {message.kind: message.data for message in messages}
         if _EXTERNAL in found or _FILTERS in found:
@@ -137,7 +137,7 @@ class _Reader:
         if len(attributes) < sum(message.kind == _ATTRIBUTE for message in messages):
             raise self._untrusted("An attribute must be there once.", f"two of one name of {path!r}")
         if _LAYOUT in found:
-            return self._dataset(found, attributes, path), link.address
+            return self._dataset(found, attributes, path)
         if level > _MOST_LEVELS:
             raise self._untrusted(f"Groups may be nested {_MOST_LEVELS} times.", f"one at {path[:50]!r}... with more")
         if _SYMBOLS in found:
@@ -149,7 +149,6 @@ class _Reader:
             links = self._links_in(found[_LINK_INFO], [m.data for m in messages if m.kind == _LINK], path)
         arrays: dict[str, LazyArray] = {}
         groups: dict[str, Group] = {}
-        created = link.address
         for inner in links:
             if inner.name in ("", ".") or "/" in inner.name or len(path) + len(inner.name) > _LONGEST_PATH:
                 must = f"A member must have a name, and a path of at most {_LONGEST_PATH} characters."
@@ -158,10 +157,10 @@ class _Reader:
                 raise self._untrusted("A name must stand in a group once.", f"{inner.name!r} twice in {path!r}")
             item = self._object(inner, f"{path}/{inner.name}", level + 1)
             if isinstance(item, Group):
-                groups[inner.name], created = item, max(created, item.created)
+                groups[inner.name] = item
             else:
-                arrays[inner.name], created = item[0], max(created, item[1])
-        return Group(attributes, arrays, groups, created)
+                arrays[inner.name] = item
+        return Group(attributes, arrays, groups)
 
     def _messages(self, address: int, path: str) -> list[_Message]:
         """Return the messages of the header at `address`, which stand in a block behind it and in more elsewhere."""

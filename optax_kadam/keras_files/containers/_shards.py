@@ -45,7 +45,7 @@ def read_shards(index: Mapping[str, object], where: str, read: Callable[[str], G
     shards = {name: read(name) for name in sorted(groups_of)}
     for name, shard in shards.items():
         _check_listed(shard, groups_of[name], name, where)
-    return _merged(list(enumerate(shards.values())), where)
+    return _merged(list(shards.values()), where)
 
 
 def _checked(names: object, path: str, where: str) -> Sequence[str]:
@@ -100,12 +100,12 @@ def _with_arrays(group: Group, parts: tuple[str, ...] = ()) -> Iterator[tuple[Gr
         yield from _with_arrays(inner, (*parts, key))
 
 
-def _merged(pieces: Sequence[tuple[int, Group]], where: str) -> Group:
-    """Return the groups of one path, each with the number of its shard, as one. Later shards were created later."""
+def _merged(pieces: Sequence[Group], where: str) -> Group:
+    """Return the groups of one path, each of another shard, as one."""
     attributes: dict[str, str | list[str]] = {}
     arrays: dict[str, LazyArray] = {}
-    inner: dict[str, list[tuple[int, Group]]] = {}
-    for number, group in pieces:
+    inner: dict[str, list[Group]] = {}
+    for group in pieces:
         if repeated := arrays.keys() & group.arrays.keys():
             raise ValueError(
                 f"An array must be in one shard. Received: {where!r}, of which two shards hold {min(repeated)[:50]!r}. "
@@ -119,10 +119,9 @@ def _merged(pieces: Sequence[tuple[int, Group]], where: str) -> Group:
         attributes |= group.attrs
         arrays |= group.arrays
         for key, member in group.groups.items():
-            inner.setdefault(key, []).append((number, member))
-    number, first = pieces[0]
+            inner.setdefault(key, []).append(member)
     groups = {key: _merged(members, where) for key, members in inner.items()}
-    return Group(attributes, arrays, groups, number << 64 | first.created)
+    return Group(attributes, arrays, groups)
 
 
 def _differing(some: Attributes, others: Attributes) -> str | None:
