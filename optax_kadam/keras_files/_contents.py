@@ -22,14 +22,23 @@ class Variable:
 
 
 Order = Literal["named", "listed", "shapes", "given", "live"]
-Trainable = Sequence["str | np.ndarray"]
+
+
+class Told(NamedTuple):
+    """A trainable variable as the caller knows it: by its numbers, by its path or by both."""
+
+    path: str | None
+    numbers: np.ndarray | None
+
+
+Trainable = Sequence[Told]
 
 
 class Hints(NamedTuple):
     """What the caller of `load_keras` knows of a file."""
 
     config: Mapping[str, object] | None = None  # The optimizer's, in the place of the one in the file.
-    trainable: Trainable | None = None  # The trainable variables in order, as paths or as their numbers.
+    trainable: Trainable | None = None  # The trainable variables in order.
     optimizer: str = "optimizer"  # The attribute of the model that it is.
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._contents import Contents, Hints
+from optax_kadam.keras_files._contents import Contents, Hints, Told
 from optax_kadam.keras_files._json import read_json
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files._source import Files
@@ -52,7 +52,15 @@ def checked_hints(
             f"Received: trainable={f'[{wrong[0]}, ...]' if wrong and items is trainable else repr(trainable)}. "
             "Hand over `model.trainable_variables` of the model as it was saved."
         )
-    return Hints(config, [item if isinstance(item, str) else np.asarray(item) for item in items], optimizer)
+    return Hints(
+        config, [Told(_path(item), None if isinstance(item, str) else np.asarray(item)) for item in items], optimizer
+    )
+
+
+def _path(item: object) -> str | None:
+    """Return the path of a variable: Keras 3 calls it `path`, and TensorFlow `name`."""
+    path = item if isinstance(item, str) else getattr(item, "path", getattr(item, "name", None))
+    return path if isinstance(path, str) else None
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ def load_keras(
       config: `get_config()` of the optimizer, for formats that do not store it (`.weights.h5`, checkpoints).
       trainable: `model.trainable_variables` of the model as it was saved, for a file from which their order does not
         follow: an error asks for them then. Each is a variable of Keras's or an array, which is found by its numbers,
-        or a path.
+        or a path. A variable gives its path too.
       optimizer: the attribute of the model that the optimizer is, for a model with several, such as a GAN.
 
     Returns:

@@ -64,8 +64,8 @@ def in_given_order(model: Model, slots: Slots, trainable: Trainable) -> list[Var
     variables = with_unique_paths(model.candidates())
     named = _by_numbers(variables, None if model.is_a_row() else slots, trainable) | _by_path(variables, trainable)
     found = [named[index] for index in range(len(trainable))]
-    paths = [variable.path for variable in found]
-    if twice := [path for path, count in collections.Counter(paths).items() if count > 1]:
+    counts = collections.Counter(id(variable.array) for variable in found)
+    if twice := [variable.path for variable in found if counts[id(variable.array)] > 1]:
         raise ValueError(
             f"`trainable` must name each variable once. Received: {twice[0]!r} twice. "
             "Hand over `model.trainable_variables`."
@@ -77,7 +77,8 @@ def in_given_order(model: Model, slots: Slots, trainable: Trainable) -> list[Var
             f"{listed(shapes)}, where the moments are {listed(wanted)}. "
             "Hand over `model.trainable_variables` of the model as it was saved."
         )
-    return found
+    paths = [told.path or variable.path for told, variable in zip(trainable, found, strict=True)]
+    return [dataclasses.replace(variable, path=path) for variable, path in zip(found, paths, strict=True)]
 
 
 def listed(shapes: Sequence[Shape]) -> str:
@@ -196,7 +197,7 @@ def _ambiguous(first: Sequence[Variable], second: Sequence[Variable]) -> ValueEr
 def _by_path(variables: Sequence[Variable], trainable: Trainable) -> dict[int, Variable]:
     """Return the variables that are named by their paths, by their indices in `trainable`."""
     by_path = {variable.path: variable for variable in variables}
-    paths = {index: path for index, path in enumerate(trainable) if isinstance(path, str)}
+    paths = {index: told.path for index, told in enumerate(trainable) if told.path and told.numbers is None}
     unknown = collections.defaultdict(list)
     for index, path in paths.items():
         if path not in by_path:
@@ -211,8 +212,7 @@ def _by_path(variables: Sequence[Variable], trainable: Trainable) -> dict[int, V
                 f"The variables of the file are {', '.join(by_path)}. Hand over the "
                 "variables themselves: `trainable=model.trainable_variables`."
             )
-        named = zip(indices, numbers, strict=True)
-        found |= {index: dataclasses.replace(variable, path=paths[index]) for index, variable in named}
+        found |= dict(zip(indices, numbers, strict=True))
     return found
 
 
@@ -221,7 +221,7 @@ def _by_numbers(variables: Sequence[Variable], slots: Slots | None, trainable: T
 
     If several hold the same numbers, it must not matter for `slots` which is which; None if their order is known.
     """
-    given = {index: array for index, array in enumerate(trainable) if not isinstance(array, str)}
+    given = {index: told.numbers for index, told in enumerate(trainable) if told.numbers is not None}
     if not given:
         return {}
     shapes = {array.shape for array in given.values()}

@@ -270,6 +270,8 @@ def test_an_order_is_right_or_asked_for_and_the_answer_works(name, ending, tmp_p
         training = ok.load_keras(path, trainable=trainable)
         assert training.order == "given"
         check(training, optimizer)
+        names = [variable.path for variable in model.trainable_variables]
+        assert list(training.mu) == names or isinstance(trainable[0], np.ndarray)
 
 
 @keras_rules()
