@@ -91,6 +91,31 @@ def test_a_bcoo_gradient_is_taken_by_every_part():
         tx.update(sparse.BCOO.fromdense(dense), tx.init(table), table)
 
 
+@pytest.mark.parametrize("make", [ok.clip_by_value, ok.clip_by_norm, ok.clip_by_global_norm])
+def test_a_clip_of_rows_gives_rows(make):
+    rows, dense = gradients(np.random.default_rng(2))
+    tree, params = {"table": rows, "bias": jnp.ones(3)}, {"table": jnp.ones((ROWS, *ROW)), "bias": jnp.ones(3)}
+    found, _ = make(0.1).update(tree, optax.EmptyState(), params)
+    wanted, _ = make(0.1).update(tree | {"table": dense}, optax.EmptyState(), params)
+    assert isinstance(found["table"], ok.RowUpdates) and isinstance(found["bias"], jax.Array)
+    made_dense = jnp.zeros((ROWS, *ROW)).at[found["table"].indices].add(found["table"].values, mode="drop")
+    np.testing.assert_allclose(made_dense, wanted["table"], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The second moments of float16:UserWarning")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_rows_of_every_dtype_give_the_dense_result(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        values = jnp.array([[0.1, -2.0], [3.0, 1e-3], [jnp.nan, jnp.nan]], dtype)
+        dense = jnp.zeros((3, 2), dtype).at[jnp.array([2, 0])].set(values[:2])
+        tx, table = ok.kadam(0.1), jnp.ones((3, 2), dtype)
+        found, state = tx.update(ok.RowUpdates(jnp.array([2, 0, -1]), values), tx.init(table), table)
+        wanted, wanted_state = tx.update(dense, tx.init(table), table)
+        assert found.dtype == dtype
+        for a, b in zip(jax.tree.leaves((found, state)), jax.tree.leaves((wanted, wanted_state)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.compiler
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_no_dense_gradient_is_made(amsgrad):
@@ -154,6 +179,11 @@ def test_rows_of_padding_are_read_as_zero_and_have_no_gradient():
     table = jnp.arange(6.0).reshape(3, 2)
     _, gradient = ok.value_and_row_grad(lambda rows: jnp.sum(rows**2))(table, jnp.array([-1, 3, 1]))
     assert gradient.values.tolist() == [[0.0, 0.0], [0.0, 0.0], [4.0, 6.0]]
+
+
+def test_rows_are_looked_up_by_indices_that_do_not_reach_the_last():
+    _, gradient = ok.value_and_row_grad(lambda rows: jnp.sum(rows**2))(jnp.ones((300, 2)), jnp.array([7, 255], "uint8"))
+    np.testing.assert_array_equal(gradient.values, np.full((2, 2), 2.0))
 
 
 BAD = {

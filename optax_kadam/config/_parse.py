@@ -144,7 +144,7 @@ def _refused(config: Mapping[str, object]) -> ValueError:
 def _generation(module: str, config: Mapping[str, object], otherwise: Generation = "keras3") -> Generation:
     """Return the generation, by the module and by the keys that only one generation writes."""
     parts = module.split(".")
-    if "legacy" in parts or config.get("is_legacy_optimizer", False):
+    if "legacy" in parts or config.get("is_legacy_optimizer"):
         return "legacy"
     if not {"is_legacy_optimizer", "jit_compile", "adaptive_epsilon"}.isdisjoint(config) or "experimental" in parts:
         return "tf_keras"

@@ -195,4 +195,8 @@ def test_older_configs_mean_these_arguments(config, generation, arguments, scale
 
 def test_numbers_of_every_kind_are_written():
     assert to_config(clipnorm=1.0, generation="tf_keras") == to_config(clipnorm=jnp.float32(1.0))
-    assert to_config(epsilon=0, name=None)["config"]["epsilon"] == 0.0
+    assert to_config(epsilon=0)["config"]["epsilon"] == 0.0
+
+
+def test_an_optimizer_without_a_name_has_that_of_its_class():
+    assert to_config(name=None) == to_config()

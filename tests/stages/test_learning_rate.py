@@ -54,6 +54,7 @@ PERIODIC = {
     "accumulation": ({"gradient_accumulation_steps": 3}, 3),
     "overwriting": ({"use_ema": True, "ema_overwrite_frequency": 4}, 4),
     "both": ({"use_ema": True, "ema_overwrite_frequency": 2, "gradient_accumulation_steps": 3}, 6),
+    "seldom": ({"use_ema": True, "ema_overwrite_frequency": 32, "gradient_accumulation_steps": 4}, 128),
 }
 
 
@@ -86,10 +87,12 @@ def test_windows_go_on_where_the_count_ends(name, x64):
     np.testing.assert_array_equal(counts, [top - period + 1 + i % period for i in range(4 * period)])
 
 
-def test_a_window_that_no_count_holds_ends_as_a_count_does():
-    tx = ok.kadam(use_ema=True, ema_overwrite_frequency=2**30, gradient_accumulation_steps=3)
+@pytest.mark.parametrize(("micro_steps", "after"), [(2, 0), (3, 2**31 - 3)])
+def test_a_window_that_no_count_holds_ends_as_a_count_does(micro_steps, after):
+    """All counts there are make one window of 2**31; of a longer one, the accumulation alone goes on."""
+    tx = ok.kadam(use_ema=True, ema_overwrite_frequency=2**30, gradient_accumulation_steps=micro_steps)
     state = optax.tree.set(tx.init(PARAMS), iterations=np.iinfo(np.int32).max)
-    assert int(tx.update(GRADIENT, state, PARAMS)[1].iterations) == 2**31 - 3
+    assert int(tx.update(GRADIENT, state, PARAMS)[1].iterations) == after
 
 
 @pytest.mark.parametrize("kind", [lambda step: 1, lambda step: jnp.bfloat16(0.3), lambda step: np.int64(2)])
