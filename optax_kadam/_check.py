@@ -38,7 +38,7 @@ def number(name: str, value: object, *bounds: tuple[str, float], remedy: str = "
 
 
 def integer(name: str, value: object, at_least: int, remedy: str = "") -> int:
-    """Return `value` as an int if it is an integer of at least `at_least`."""
+    """Return `value` as an int if it is an integer of at least `at_least`, and one that the count of steps reaches."""
     message = f"`{name}` must be an integer >= {at_least}. Received: {name}={value!r}.{' ' if remedy else ''}{remedy}"
     if isinstance(value, jax.Array):
         raise TypeError(f"{message} With `optax.inject_hyperparams`, name it in `static_args`.")
@@ -47,6 +47,8 @@ def integer(name: str, value: object, at_least: int, remedy: str = "") -> int:
     as_int = operator.index(value)
     if as_int < at_least:
         raise ValueError(message)
+    if as_int >= 2**31:
+        raise ValueError(f"`{name}` must be an integer < 2**31, where the steps end. Received: {name}={value!r}.")
     return as_int
 
 

@@ -42,6 +42,14 @@ VALUES = [
     ),
     (lambda: ok.kadam(gradient_accumulation_steps=-2), r"`gradient_accumulation_steps` must be an integer >= 2"),
     (
+        lambda: ok.kadam(gradient_accumulation_steps=2**31),
+        r"`gradient_accumulation_steps` must be an integer < 2\*\*31, where the steps end. Received: .*=2147483648.",
+    ),
+    (
+        lambda: ok.kadam(use_ema=True, ema_overwrite_frequency=2**31),
+        r"`ema_overwrite_frequency` must be an integer < 2\*\*31",
+    ),
+    (
         lambda: ok.kadam(generation="keras2"),
         r"`generation` must be one of 'keras3', 'tf_keras', 'legacy'. Received: gen",
     ),

@@ -67,6 +67,21 @@ def test_moments_are_kept_as_told():
     assert kept == ["bfloat16", "float32", "float32"]
 
 
+@pytest.mark.parametrize("wide", ["mu", "nu"])
+def test_a_moment_of_float64_is_computed_in_float64(wide):
+    with jax.enable_x64(True):
+        params, gradient = jnp.ones(2, "float32"), jnp.array([0.3, -1.7], "float32")
+        tx = ok.kadam(0.1, **{f"{wide}_dtype": "float64"})
+        updates, state = tx.update(gradient, tx.init(params), params)
+        g = np.asarray(gradient, np.float64)
+        exact = {"mu": g * (1 - 0.9), "nu": g * g * (1 - 0.999)}
+        for name, moment in exact.items():
+            found = optax.tree.get(state, name)
+            np.testing.assert_array_equal(found, moment.astype(found.dtype))
+            assert found.dtype == ("float64" if name == wide else "float32")
+        assert updates.dtype == jnp.float32
+
+
 def test_float64_is_float64_throughout():
     with jax.enable_x64(True):
         params, gradient = jnp.array([1.0, 2.0], "float64"), jnp.array([0.3, 1e-20], "float64")

@@ -133,7 +133,14 @@ def scale_by_kadam(
       Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, section 2; Reddi et al. 2018, https://arxiv.org/abs/1904.09237.
     """
     stage = adam(
-        beta_1, beta_2, epsilon, amsgrad, adaptive_epsilon=adaptive_epsilon, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+        beta_1,
+        beta_2,
+        epsilon,
+        amsgrad,
+        adaptive_epsilon=adaptive_epsilon,
+        float32_betas=False,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
     )
     kept = ("count", "mu", "nu", *(["nu_max"] if amsgrad else []))
 
@@ -157,10 +164,10 @@ def adam(
     epsilon: float | jax.Array,
     amsgrad: bool,
     *,
-    adaptive_epsilon: bool = False,
-    float32_betas: bool = False,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    adaptive_epsilon: bool,
+    float32_betas: bool,
+    mu_dtype: DTypeLike | None,
+    nu_dtype: DTypeLike | None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turn gradients into Keras's steps; the stage behind `scale_by_kadam`, with its arguments.
 

@@ -33,10 +33,10 @@ class AverageParamsState(NamedTuple):
 
 def average_params(
     momentum: float | jax.Array,
-    overwrite_frequency: int | None = None,
+    overwrite_frequency: int | None,
     *,
-    micro_steps: int = 1,
-    start_from_params: bool = False,
+    micro_steps: int,
+    start_from_params: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """Keep a moving average of the updated parameters.
 

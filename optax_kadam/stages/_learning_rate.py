@@ -49,7 +49,7 @@ def learning_rate_of(learning_rate: Hyperparameter, decay: float | jax.Array | N
     return LearningRate(first, lambda held, iterations: held if is_held else rate_of(iterations), is_held)
 
 
-def next_count(iterations: jax.Array, period: int = 1) -> jax.Array:
+def next_count(iterations: jax.Array, period: int) -> jax.Array:
     """Return the count after one more step; at the largest number it goes on through its last `period` values.
 
     So a count never overflows, and what happens at every n-th step goes on to do so, where n divides `period`.
@@ -121,11 +121,11 @@ class ComputedLearningRateState(RateComputed, _Fields):
 def with_learning_rate(
     learning_rate: Hyperparameter,
     inner: optax.GradientTransformationExtraArgs,
-    decay: float | jax.Array | None = None,
+    decay: float | jax.Array | None,
     *,
-    period: int = 1,
-    kept: tuple[str, ...] = (),
-    is_injected: bool = False,
+    period: int,
+    kept: tuple[str, ...],
+    is_injected: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """Count the steps, and hand `iterations` and `learning_rate` to the stages of `inner`.
 

@@ -30,6 +30,20 @@ def test_setting_the_count_keeps_its_type():
     assert int(optax.tree.get(ok.kadam().update(GRADIENT, state, PARAMS)[1], "iterations")) == 1001
 
 
+@pytest.mark.parametrize(
+    ("count", "error", "match"),
+    [
+        (-1, ValueError, "`iterations` must be an integer >= 0. Received: iterations=-1."),
+        (2**31, ValueError, "`iterations` must be an integer < 2.*31, where the steps end. Received: iterations=2147"),
+        (2.5, TypeError, "`iterations` must be an integer >= 0. Received: iterations=2.5."),
+        (True, TypeError, "`iterations` must be an integer >= 0. Received: iterations=True."),
+    ],
+)
+def test_a_count_that_is_none_cannot_be_set(count, error, match):
+    with pytest.raises(error, match=match):
+        optax.tree.set(ok.kadam().init(PARAMS), iterations=count)
+
+
 def test_a_set_rate_keeps_its_placement():
     device = jax.devices()[3]
     state = jax.device_put(ok.kadam().init(PARAMS), device)

@@ -22,6 +22,16 @@ def test_dynamic_loss_scale_scales_any_optax_transformation():
     assert steps == [-1.0, -1.0, 0.0, -2.0]
 
 
+@pytest.mark.parametrize("factor", [0.5, 1024.0])
+def test_gradients_are_divided_by_a_fixed_scale_of_any_size(factor):
+    params, gradient = jnp.ones(2), jnp.array([0.3, -1.0])
+    tx = ok.kadam(loss_scale_factor=factor)
+    _, state = tx.update(gradient * factor, tx.init(params), params)
+    plain = ok.kadam()
+    _, expected = plain.update(gradient, plain.init(params), params)
+    np.testing.assert_array_equal(optax.tree.get(state, "mu"), optax.tree.get(expected, "mu"))
+
+
 @pytest.mark.parametrize("generation", ["tf_keras", "legacy"])
 def test_the_older_generations_count_skipped_steps_and_stop_at_a_scale_of_one(generation):
     inner = ok.kadam(generation=generation)

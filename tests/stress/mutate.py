@@ -42,6 +42,10 @@ TIMES_SLOWER = 2  # A mutant that takes so many times longer than the code as it
 _STEP = ("test_hyperparameter.py", "test_kadam.py", "test_refusals.py", "test_gradients.py", "test_precision.py")
 _ORACLE = ("test_oracle.py",)
 _TABLES = ("embeddings/test_catch_up.py", "embeddings/test_row_gradients.py", "embeddings/test_deferred.py")
+_ZIPS, _HDF5 = ("keras_files/containers/test_archive.py",), ("keras_files/containers/test_hdf5.py",)
+_READ = ("keras_files/test_load_keras.py", "keras_files/test_corpus.py")
+_CHECKPOINTS = ("keras_files/containers/test_tf_checkpoint.py", "keras_files/layouts", _READ[0])
+_SAVED, _RESTORED = ("keras_files/test_save_keras.py",), ("keras_files/test_restore_keras.py",)
 TESTS = {
     "_call.py": ("test_call.py", "test_foreign_arguments.py"),
     "_check.py": (
@@ -74,14 +78,39 @@ TESTS = {
     "embeddings/": (*_TABLES, "test_gradients.py", "test_optax_tools.py"),
     "stages/_accumulate.py": ("stages/test_accumulate.py", "test_gradients.py", "test_check.py", *_ORACLE),
     "stages/_adam.py": ("stages/test_adam.py", "test_precision.py", *_STEP, *_ORACLE),
-    "stages/_clip.py": ("stages/test_clip.py", "test_refusals.py", "test_gradients.py", "test_mesh.py", *_ORACLE),
+    "stages/_clip.py": (
+        "stages/test_clip.py",
+        "test_messages.py",
+        "test_mesh.py",
+        "test_refusals.py",
+        "test_gradients.py",
+        *_ORACLE,
+    ),
     "stages/_ema.py": ("stages/test_ema.py", "test_refusals.py", "test_gradients.py", *_ORACLE),
     "stages/_learning_rate.py": ("stages/test_learning_rate.py", *_STEP, "test_optax_tools.py", *_ORACLE),
     "stages/_loss_scale.py": ("stages/test_loss_scale.py", "test_refusals.py", "test_mesh.py", *_ORACLE),
     "stages/_weight_decay.py": ("stages/test_weight_decay.py", *_STEP, *_ORACLE),
-    "keras_files/containers/": ("keras_files",),
+    "keras_files/containers/_archive.py": (*_ZIPS, *_READ),
+    "keras_files/containers/_hdf5.py": (*_HDF5, *_READ),
+    "keras_files/containers/_leveldb.py": _CHECKPOINTS,
+    "keras_files/containers/_object_graph.py": _CHECKPOINTS,
+    "keras_files/containers/_shards.py": (*_ZIPS, *_READ),
+    "keras_files/containers/_tf_checkpoint.py": _CHECKPOINTS,
+    "keras_files/containers/_zip.py": (*_ZIPS, *_READ),
     "keras_files/layouts/": ("keras_files",),
-    "keras_files/": ("keras_files",),
+    "keras_files/_contents.py": ("keras_files/layouts", *_READ, *_RESTORED),
+    "keras_files/_hdf5_attribute.py": _SAVED,
+    "keras_files/_json.py": (*_ZIPS, *_READ),
+    "keras_files/_lazy_array.py": (*_READ, *_CHECKPOINTS),
+    "keras_files/_match.py": (*_SAVED, *_RESTORED),
+    "keras_files/_named_arrays.py": (*_HDF5, *_READ),
+    "keras_files/_open.py": (*_READ, *_ZIPS, *_CHECKPOINTS, *_SAVED),
+    "keras_files/_protobuf.py": _CHECKPOINTS,
+    "keras_files/_restore.py": _RESTORED,
+    "keras_files/_save.py": (*_SAVED, *_RESTORED),
+    "keras_files/_source.py": (*_ZIPS, *_READ, *_CHECKPOINTS, *_SAVED),
+    "keras_files/_training.py": (*_READ, *_RESTORED),
+    "keras_files/_whole_file.py": _SAVED,
 }
 
 _COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq}
