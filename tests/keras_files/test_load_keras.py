@@ -96,9 +96,9 @@ def _twelve():
 class Subclass(keras.Model):
     """Attributes that are not in the order of the alphabet, one in a list, a custom layer, and automatic names."""
 
-    def __init__(self, first=None, second=None):
+    def __init__(self, first=None, second=None, width=4):
         super().__init__()
-        self.zeta, self.alpha = keras.layers.Dense(4, name=first), keras.layers.Dense(4, name=second)
+        self.zeta, self.alpha = keras.layers.Dense(4, name=first), keras.layers.Dense(width, name=second)
         self.more = [keras.layers.LayerNormalization(), keras.layers.Dense(4)]
 
     def call(self, x):
@@ -193,6 +193,18 @@ def test_an_order_that_the_file_does_not_tell_is_asked_for(tmp_path):
         ok.load_keras(tmp_path / "x.weights.h5", trainable=["nothing"])
     with pytest.raises(ValueError, match="in the order of the optimizer's moments"):
         ok.load_keras(tmp_path / "x.weights.h5", trainable=paths[::-1])
+
+
+@keras_rules()
+def test_automatic_names_need_not_be_in_the_order_of_the_layers(tmp_path):
+    """A layer called `dense_1001` may be made before `dense_1000`: the shapes of the moments tell the order then."""
+    model = Subclass("dense_1001", "dense_1000", width=5)
+    model(np.zeros((1, 4)))
+    live(model, {})
+    model.save_weights(tmp_path / "x.weights.h5")
+    training = ok.load_keras(tmp_path / "x.weights.h5")
+    assert list(training.mu) == [variable.path for variable in model.trainable_variables]
+    assert all(map(np.array_equal, training.mu.values(), slots_of(model.optimizer)["mu"]))
 
 
 @keras_rules()
