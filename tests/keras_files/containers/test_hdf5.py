@@ -106,6 +106,10 @@ def made():
             attributes[f"text{index}"] = "t" * index
         file["names/größe"], file["names/层"] = np.ones(2, "f4"), np.zeros(3, "f4")
         file["names/größe2/x"] = np.ones(1, "f4")
+        of_group = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        of_group.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)  # Such a group lists its links in its header too.
+        h5py.h5g.create(file.id, b"tracked", gcpl=of_group)
+        file["tracked/b"], file["tracked/a"] = np.ones(2, "f4"), np.zeros(3, "f4")
     return memory.getvalue()
 
 
