@@ -104,6 +104,14 @@ def test_an_archive_that_usual_programs_packed_again_is_read(tmp_path):
     assert same(tmp_path / "y.keras")
 
 
+@pytest.mark.parametrize("flags", [2, 4, 6])
+def test_how_well_a_member_was_compressed_may_be_said(flags, tmp_path):
+    """Info-ZIP notes in two flags whether it was told to be fast, or to compress as well as it can."""
+    data = attacks_zip.packed(attacks_zip.members(), zipfile.ZIP_DEFLATED)
+    attacks_zip.write(tmp_path / "x.keras", attacks_zip.change(data, "config.json", flags=flags))
+    assert same(tmp_path / "x.keras")
+
+
 @pytest.mark.parametrize("limit", [10, 1 << 31])
 def test_a_large_archive_is_read(limit, tmp_path, monkeypatch):
     """Python's `zipfile` writes sizes of 2 GiB and more as ZIP64; it is told to do so for small ones."""
