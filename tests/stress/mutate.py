@@ -98,7 +98,7 @@ TESTS = {
     "keras_files/containers/_tf_checkpoint.py": _CHECKPOINTS,
     "keras_files/containers/_zip.py": (*_ZIPS, *_READ),
     "keras_files/layouts/": ("keras_files",),
-    "keras_files/_contents.py": ("keras_files/layouts", *_READ, *_RESTORED),
+    "keras_files/_contents.py": ("keras_files/test_contents.py", "keras_files/layouts", *_READ, *_RESTORED),
     "keras_files/_hdf5_attribute.py": _SAVED,
     "keras_files/_json.py": (*_ZIPS, *_READ),
     "keras_files/_lazy_array.py": (*_READ, *_CHECKPOINTS),

@@ -140,7 +140,7 @@ class ZipReader:
         at = end = 0
         while at < length:
             member, header, at = self._entry(directory, at)
-            if header != end or header + _HEADER.size + len(member.name) > place:
+            if header != end:
                 raise self._misplaced(header, end)
             start = self._start(header, member)
             end = start + member.stored
