@@ -355,6 +355,14 @@ def test_what_was_read_cannot_be_written_to():
         training.variables["m/d1/bias"][0] = 1.0
 
 
+@pytest.mark.parametrize("name", SUBSET)
+def test_arrays_begin_where_jax_takes_them_without_a_copy(name):
+    """On a CPU, JAX copies an array that does not begin at a multiple of 64 bytes."""
+    training = ok.load_keras(FILES / name)
+    arrays = [*training.variables.values(), *training.mu.values(), *training.nu.values()]
+    assert not any(array.ctypes.data % 64 for array in arrays)
+
+
 def changed(name, change, path):
     """Write to `path` the recorded file `name` after a change, as if h5py had never written another."""
     shutil.copy(FILES / name, path.with_name("changed"))
