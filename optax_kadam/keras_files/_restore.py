@@ -44,14 +44,17 @@ def restore(
     zeros = {path: np.zeros_like(array) for path, array in variables.items() if path not in slots["mu"]}
     fillings = {name: {**(variables if name == "average" else zeros), **slot} for name, slot in slots.items()}
     if "acc_grads" in names:  # Those of `optax.MultiSteps`: Keras saves between two windows.
-        fillings["acc_grads"] = {path: np.zeros_like(array) for path, array in variables.items()}
+        fillings["acc_grads"] = {}
     numbers = iter(jax.jit(lambda: _numbers(tx.init(jax.tree.map(_zeros, params))))())
     leaves, found = [], set()
     for path, leaf in jax.tree.leaves_with_path(kept):
         name, inner = _slot(path)
         if name in fillings and (name, leaf_path(inner)) not in found:
             found.add((name, leaf_path(inner)))
-            leaves.append(_placed(inner, leaf, like, fillings[name]))
+            filling = fillings[name]
+            if name == "acc_grads":  # These may be of a wider dtype than the variable.
+                filling = {like[leaf_path(inner)][0]: np.zeros(leaf.shape, leaf.dtype)}
+            leaves.append(_placed(inner, leaf, like, filling))
         elif not name and _is_number(leaf):
             leaves.append(_number(path, next(numbers), scalars))
         else:

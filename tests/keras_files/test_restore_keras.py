@@ -318,6 +318,16 @@ def test_moments_and_every_count_come_back_in_what_optax_puts_around(name):
         )  # 1.4e-5 measured: injected betas are float32.
 
 
+@pytest.mark.parametrize("name", WRAPPED)
+@keras_rules()
+def test_a_restored_state_has_the_dtypes_of_a_new_one(name):
+    """`inject_hyperparams` keeps its numbers in the dtype of the parameters."""
+    array = np.ones(3, jnp.bfloat16)
+    training = ok.KerasTraining("keras3", None, 3, 0.1, {"w": array}, mu={"w": array}, nu={"w": array})
+    params, state = training.restore({"w": array}, tx=WRAPPED[name])
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, WRAPPED[name].init(params))
+
+
 def test_moments_and_counts_come_back_in_adam_of_optax():
     training = ok.load_keras(FILES / "k3j/adam.keras")
     params = {path: training.variables[path] for path in training.mu}
