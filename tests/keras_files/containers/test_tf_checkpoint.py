@@ -325,6 +325,16 @@ def test_a_large_file_with_some_holes_is_read(tmp_path, files):
     assert files.open(path).size == 400 << 20
 
 
+def test_a_file_that_is_nearly_all_holes_is_refused_wherever_the_rest_is(tmp_path, files):
+    path, size = tmp_path / "holes", 1 << 36
+    with open(path, "wb") as file:
+        for place in (0, size // 2, size - 4096):
+            file.seek(place)
+            file.write(b"a" * 4096)
+    with pytest.raises(ValueError, match=f"A file must have been written. Received: .*, 12288 of whose {size} bytes"):
+        files.open(path)
+
+
 def test_holes_decide_nothing_where_the_system_does_not_look_for_them(tmp_path, files, monkeypatch):
     path = tmp_path / "holes"
     with open(path, "wb") as file:
