@@ -13,7 +13,8 @@
 **The parts**, for a chain of one's own: `scale_by_kadam`, `clip_by_value`, `clip_by_norm`, `clip_by_global_norm`.
 
 **Keras's files.** `load_keras` reads a training, a `KerasTraining`, `save_keras` writes one; `from_config` and
-`to_config` do so with the configuration of an optimizer.
+`to_config` do so with the configuration of an optimizer. `KerasTraining.from_model` reads a live model of Keras's, and
+`update_model` writes into it.
 
 **Tables.** `RowUpdates` is the gradient of some rows, `value_and_row_grad` takes it, and `add_gradients`,
 `scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps tables whose step costs the rows
@@ -36,6 +37,7 @@ from optax_kadam.embeddings._row_gradients import global_norm as global_norm
 from optax_kadam.embeddings._row_gradients import scale_gradients as scale_gradients
 from optax_kadam.embeddings._row_gradients import value_and_row_grad as value_and_row_grad
 from optax_kadam.embeddings._table import DeferredTable as DeferredTable
+from optax_kadam.keras_files._live import update_model as update_model
 from optax_kadam.keras_files._save import save_keras as save_keras
 from optax_kadam.keras_files._training import KerasTraining as KerasTraining
 from optax_kadam.keras_files._training import load_keras as load_keras

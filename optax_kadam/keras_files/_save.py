@@ -99,7 +99,7 @@ def save_keras(
         if ending == ".keras":
             archive = Archive.zipped(source, files)
             contents = archive_contents(archive, hints)
-            replaced = list(_replaced(contents, params, opt_state, rename, non_trainable))
+            replaced = list(replacements(contents, params, opt_state, rename, non_trainable))
             if WEIGHTS not in archive.names():
                 raise ValueError(
                     f"`template` must hold its weights in one file, {WEIGHTS!r}. "
@@ -108,7 +108,8 @@ def save_keras(
             _write_from_archive(file, archive, replaced, rate, weights_alone=path.name.endswith(".weights.h5"))
         else:
             root = read_hdf5(source)
-            replaced = list(_replaced(hdf5_contents(root, hints), params, opt_state, rename, non_trainable))
+            contents = hdf5_contents(root, hints)
+            replaced = list(replacements(contents, params, opt_state, rename, non_trainable))
             text = root.attrs.get("training_config") if ending == ".h5" else None
             _write_from_hdf5(file, source, replaced, text, rate)
         files.check_unchanged()
@@ -140,10 +141,24 @@ def _not_a_template(template: pathlib.Path) -> ValueError:
     )
 
 
-def _replaced(
-    contents: Contents, params: object, opt_state: optax.OptState, rename: Rename, non_trainable: object
+def replacements(
+    contents: Contents,
+    params: object,
+    opt_state: optax.OptState,
+    rename: Rename,
+    non_trainable: object,
+    holder: str = "template",
 ) -> Iterator[tuple[LazyArray, np.ndarray]]:
-    """Yield pairs of an array of the template and the one that takes its place."""
+    """Yield pairs of an array in `contents` and the one that takes its place.
+
+    Args:
+      contents: what is in the template, or in whatever else is the `holder` of the old arrays.
+      params: the parameters: see `save_keras`.
+      opt_state: the state of the optimizer.
+      rename: what Keras's paths are called in `params`.
+      non_trainable: a tree of variables that are not trained, or None.
+      holder: what an error calls the holder of the old arrays.
+    """
     slots = contents.slots
     if slots is None:
         raise ValueError(f"`template` must hold the state of an optimizer. Received: a template without one. {_BUILT}")
@@ -156,9 +171,9 @@ def _replaced(
     in_state = {name for name in _restore.SLOTS if _restore.get(opt_state, name) is not None}
     if in_state != set(slots.arrays()):
         raise ValueError(
-            f"`opt_state` must be what the template's optimizer keeps: {', '.join(slots.arrays())}. "
+            f"`opt_state` must be what the {holder}'s optimizer keeps: {', '.join(slots.arrays())}. "
             f"Received: {', '.join(sorted(in_state)) or 'none of it'}. "
-            "Take a template whose optimizer has the arguments of yours."
+            f"Take a {holder} whose optimizer has the arguments of yours."
         )
     trees = {"params": (params, list(trainable.values()))}
     trees |= {name: (_restore.get(opt_state, name), arrays) for name, arrays in slots.arrays().items()}
@@ -168,28 +183,28 @@ def _replaced(
         for path in paths:
             if path not in found:
                 raise ValueError(f"`{name}` must hold every variable. Received: no leaf for {path!r}.")
-            yield by_path[path], _fitting(found[path], by_path[path], path, name)
+            yield by_path[path], _fitting(found[path], by_path[path], path, name, holder)
     for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale"):
         old, value = getattr(slots, name), _number(opt_state, name)
         if old is not None and value is not None:
             yield old, np.asarray(value, old.dtype)
     for path, leaf in zip(keras_paths, jax.tree.leaves(params), strict=True):
         if path in others:
-            yield others[path], _fitting(leaf, others[path], path, "params")
+            yield others[path], _fitting(leaf, others[path], path, "params", holder)
     if non_trainable is not None:
         keras_paths = match_leaves(non_trainable, list(others), rename, ())
         for path, leaf in zip(keras_paths, jax.tree.leaves(non_trainable), strict=True):
-            yield others[path], _fitting(leaf, others[path], path, "non_trainable")
+            yield others[path], _fitting(leaf, others[path], path, "non_trainable", holder)
 
 
-def _fitting(leaf: object, old: LazyArray, path: str, name: str) -> np.ndarray:
+def _fitting(leaf: object, old: LazyArray, path: str, name: str, holder: str) -> np.ndarray:
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise TypeError(
             f"`{name}` must hold arrays. Received: {type(leaf).__name__} for {path!r}. Hand over the array itself."
         )
     if leaf.shape != old.shape or leaf.dtype != old.dtype:
         raise ValueError(
-            f"`{name}` must have the shapes and dtypes of the template. Received: {leaf.dtype}{list(leaf.shape)} "
+            f"`{name}` must have the shapes and dtypes of the {holder}. Received: {leaf.dtype}{list(leaf.shape)} "
             f"for {path!r}, which is {old.dtype}{list(old.shape)} there."
         )
     return np.asarray(leaf)

@@ -16,6 +16,7 @@ from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents, Order
 from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._live import live_contents
 from optax_kadam.keras_files._match import Rename
 from optax_kadam.keras_files._open import checked_hints, opened
 from optax_kadam.keras_files._restore import Tree
@@ -64,6 +65,37 @@ class KerasTraining:
     step_counter: int | None = None
     dynamic_scale: float | None = None
     order: Order | None = None
+
+    @classmethod
+    def from_model(cls, model: Any, *, optimizer: Any = None) -> "KerasTraining":
+        """Read a training out of a live Keras model, as `load_keras` reads it out of the model's file.
+
+        The optimizer itself says in which order it keeps its arrays. All arrays are copied, so that the model may train
+        on. The way back is `update_model`.
+
+        Args:
+          model: a built and compiled model of Keras 3, on any backend, or of tf_keras; in a callback too.
+          optimizer: the optimizer to read, if it is not `model.optimizer`: a GAN has two. The variables that it does
+            not train are among the others then.
+
+        Returns:
+          A `KerasTraining`. If the optimizer was not built yet, `mu` and the other slots are None.
+
+        Raises:
+          TypeError: if `model` is no Keras model.
+          ValueError: if it is not built or not compiled, or its optimizer is no Adam, or that of another model.
+
+        Example:
+          >>> import os
+          >>> os.environ["KERAS_BACKEND"] = "jax"
+          >>> import keras
+          >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="net")
+          >>> model.compile("adam", "mse")
+          >>> model.optimizer.build(model.trainable_variables)
+          >>> KerasTraining.from_model(model)
+          KerasTraining(generation='keras3', iterations=0, learning_rate=0.001, variables: 2, slots: mu, nu)
+        """
+        return read(live_contents(model, optimizer))  # TODO at the merge: order="live", in this place alone.
 
     def __repr__(self) -> str:
         slots = [name for name in _restore.SLOTS if getattr(self, name) is not None]

@@ -336,14 +336,14 @@ def test_a_new_file_has_the_permissions_that_open_gives(tmp_path):
 
 def test_a_template_that_changes_meanwhile_is_refused_or_read_as_it_was(saved, tmp_path, monkeypatch):
     path, training = saved
-    template, new = tmp_path / "t.keras", _save._replaced
+    template, new = tmp_path / "t.keras", _save.replacements
 
     def meanwhile(act):
         def replaced(*args):
             act()
             return new(*args)
 
-        monkeypatch.setattr(_save, "_replaced", replaced)
+        monkeypatch.setattr(_save, "replacements", replaced)
 
     template.write_bytes(ADAM.read_bytes())
     (tmp_path / "other").write_bytes((FILES / "k3j/amsgrad.keras").read_bytes())
