@@ -118,10 +118,10 @@ def live_contents(model: Any, optimizer: Any = None) -> Contents:
             "`model` must be compiled. Received: a model without an optimizer. "
             "Call `model.compile(optimizer, loss)`, or hand one over: `optimizer=`."
         )
-    serialized = _serialized(optimizer)
-    config = parse(serialized)
     if hasattr(model, "jax_state_sync"):  # Within an epoch, `fit` on JAX holds the arrays; Keras's callbacks call this.
         model.jax_state_sync()
+    serialized = _serialized(optimizer)
+    config = parse(serialized)
     weights = list(model.weights)
     if not weights:
         raise ValueError(

@@ -186,6 +186,11 @@ def replacements(
             yield by_path[path], _fitting(found[path], by_path[path], path, name, holder)
     for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale"):
         old, value = getattr(slots, name), _number(opt_state, name)
+        if name == "iterations" and value is None:
+            raise ValueError(
+                "`opt_state` must hold the number of steps. Received: a state without `iterations`. "
+                "Hand over the state of `kadam` as a whole."
+            )
         if old is not None and value is not None:
             yield old, np.asarray(value, old.dtype)
     for path, leaf in zip(keras_paths, jax.tree.leaves(params), strict=True):

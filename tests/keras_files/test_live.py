@@ -222,3 +222,213 @@ def test_steps_here_are_steps_of_keras(case):
         # A decayed parameter is rounded twice (README, exactness table), and the gradients see it.
         bound = 1e-5 if case == "AdamW" else 0.0
         assert (one == two).all() or share(one, two, np.abs(two - before).max()) <= bound
+
+
+def test_the_order_is_the_optimizers_own(tmp_path):
+    """Both layers have the same shapes, and the optimizer was built in another order than the model's."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(4)])
+    optimizer = keras.optimizers.Adam(0.05)
+    model.compile(optimizer, "mse")
+    backwards = model.trainable_variables[::-1]
+    optimizer.build(backwards)
+    optimizer.apply([jnp.full(variable.shape, float(i)) for i, variable in enumerate(backwards)])
+    training = ok.KerasTraining.from_model(model)
+    assert list(training.mu) == [variable.path for variable in backwards]
+    assert [float(mu.max()) for mu in training.mu.values()] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    params, state = training.restore({path: training.variables[path] for path in training.mu})
+    ok.update_model(model, params, optax.tree.set(state, mu=optax.tree.get(state, "nu")))
+    for mu, nu in zip(optimizer._momentums, optimizer._velocities, strict=True):
+        assert np.array_equal(np.asarray(mu), np.asarray(nu))
+
+
+def test_neither_side_shares_its_memory():
+    model = compiled("plain")
+    train(model)
+    training = ok.KerasTraining.from_model(model)
+    read = {path: array.copy() for path, array in training.variables.items()}
+    train(model)
+    assert all(np.array_equal(array, training.variables[path]) for path, array in read.items())
+    params, state = steps_here(model, 2)
+    written = [np.array(leaf) for leaf in jax.tree.leaves((params, state))]
+    train(model)  # Keras donates its arrays.
+    assert all(map(np.array_equal, written, jax.tree.leaves((params, state))))
+    kept = all_values(model)
+    jax.jit(lambda *leaves: [leaf + 1 for leaf in leaves], donate_argnums=range(len(params)))(*params)
+    assert all(map(np.array_equal, kept, all_values(model)))
+
+
+class Doubles(keras.callbacks.Callback):
+    """Within an epoch, it doubles what is in the model, and holds that Keras goes on from there."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        model = self.of
+        training = ok.KerasTraining.from_model(model)
+        assert training.iterations == batch + 1
+        self.found.append(training.variables["net/dense/kernel"])
+        params, state = training.restore({path: training.variables[path] for path in training.mu})
+        ok.update_model(model, jax.tree.map(lambda leaf: 2 * leaf, params), state)
+
+
+def test_a_callback_reads_and_writes_within_an_epoch():
+    model, callback = compiled("plain"), Doubles()
+    model.optimizer.learning_rate = 0.0
+    callback.of, callback.found = model, []  # It does not go through its own `model`, where Keras puts the state back.
+    start = np.array(model.layers[0].kernel)
+    model.fit(X, Y, batch_size=2, epochs=1, verbose=0, callbacks=[callback])
+    for power, found in enumerate(callback.found):
+        assert np.array_equal(found, start * 2**power)
+    assert len(callback.found) == 4 and np.array_equal(np.array(model.layers[0].kernel), start * 16)
+
+
+class GAN(keras.Model):
+    """Two models with an optimizer each; Keras itself knows of none."""
+
+    def __init__(self):
+        super().__init__(name="gan")
+        self.generator = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)], name="generator")
+        self.discriminator = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)], name="discriminator")
+        self.g_optimizer, self.d_optimizer = keras.optimizers.Adam(0.1), keras.optimizers.AdamW(0.2)
+        self.g_optimizer.build(self.generator.trainable_variables)
+        self.d_optimizer.build(self.discriminator.trainable_variables)
+
+
+def test_each_optimizer_of_a_gan_is_read_and_written():
+    gan = GAN()
+    with pytest.raises(ValueError, match="`model` must be compiled. Received: a model without an optimizer. Call"):
+        ok.KerasTraining.from_model(gan)
+    for part, optimizer in ((gan.generator, gan.g_optimizer), (gan.discriminator, gan.d_optimizer)):
+        training = ok.KerasTraining.from_model(gan, optimizer=optimizer)
+        assert list(training.mu) == [variable.path for variable in part.trainable_variables]
+        assert len(training.variables) == 4
+        params, state = training.restore({path: training.variables[path] for path in training.mu})
+        updates, state = training.transformation().update(params, state, params)
+        ok.update_model(gan, optax.apply_updates(params, updates), state, optimizer=optimizer)
+        assert optimizer.iterations.value == 1 and optimizer._momentums[0].value.any()
+    assert gan.g_optimizer._momentums[0].value.any()
+
+
+def test_an_optimizer_that_was_not_built_has_no_slots(tmp_path):
+    model = compiled("plain")
+    model.save(tmp_path / "x.keras")
+    training = ok.KerasTraining.from_model(model)
+    same(training, ok.load_keras(tmp_path / "x.keras"))
+    assert training.mu is None
+    message = "`model` must have an optimizer that was built. Received: an optimizer without slots. Train it for a step"
+    with pytest.raises(ValueError, match=message):
+        ok.update_model(model, dict(training.variables), ok.kadam().init({}))
+
+
+class Mine(keras.optimizers.Adam):
+    """An Adam of the user's, which may compute anything."""
+
+
+def float8():
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(16)])
+    model.quantize("float8")
+    return model
+
+
+def with_optimizer(optimizer, model=sequential):
+    model = model()
+    model.compile(optimizer, "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+REFUSED = [
+    (
+        lambda: ("x.keras",),
+        TypeError,
+        "`model` must be a Keras model. Received: model='x.keras'. Read a file with",
+    ),
+    (
+        lambda: (sequential(),),
+        ValueError,
+        "`model` must be compiled. Received: a model without an optimizer. Call `model",
+    ),
+    (
+        lambda: (keras.Sequential([keras.layers.Dense(2)]), keras.optimizers.Adam()),
+        ValueError,
+        "`model` must be built. Received: a model without variables. Call it once, or `model.build",
+    ),
+    (
+        lambda: (with_optimizer("sgd"),),
+        ValueError,
+        "`optimizer` must be Keras's own Adam or AdamW, or a Loss.*Received: an optimizer of keras.*SGD. If the model",
+    ),
+    (lambda: (with_optimizer(Mine()),), ValueError, "Received: an optimizer of .*test_live.Mine. If"),
+    (
+        lambda: (with_optimizer(keras.optimizers.LossScaleOptimizer(Mine())),),
+        ValueError,
+        "Received: an optimizer of .*test_live.Mine. If",
+    ),
+    (
+        lambda: (sequential(), with_optimizer("adam").optimizer),
+        ValueError,
+        "`optimizer` must train variables of `model` alone. Received: an optimizer with 'net/dense_2/kernel', which is",
+    ),
+    (
+        lambda: (with_optimizer("adam", float8),),
+        ValueError,
+        "Every trained variable must have the same slots. Received: 8 variables, 2 of mu, 2 of nu. Keras keeps none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), REFUSED)
+def test_what_cannot_be_read_is_refused(make, error, message):
+    model, *optimizer = make()
+    with pytest.raises(error, match=message):
+        ok.KerasTraining.from_model(model, **dict(zip(["optimizer"], optimizer, strict=False)))
+
+
+def test_nothing_is_written_unless_everything_fits():
+    model = trained("plain")
+    training = ok.KerasTraining.from_model(model)
+    params, state = training.restore({path: training.variables[path] for path in training.mu})
+    changed = {path: leaf + 1 for path, leaf in params.items()}
+    last = list(params)[-1]
+    bad = [
+        (
+            (changed | {last: jnp.zeros(3)}, state),
+            {},
+            r"shapes and dtypes of the model. Received: float32\[3\] for '" + last,
+        ),
+        (({path: changed[path] for path in list(changed)[:-1]}, state), {}, f"no leaf for '{last}'"),
+        (
+            (changed, ok.kadam(amsgrad=True).init(params)),
+            {},
+            "`opt_state` must be what the model's optimizer keeps: mu, nu. ",
+        ),
+        (
+            (changed, ok.scale_by_kadam().init(params)),
+            {},
+            "must hold the number of steps. Received: a state without `iter",
+        ),
+        ((changed, state), {"non_trainable": {"bn": {"x": jnp.zeros(3)}}}, "no variable for 'bn/x'"),
+        ((changed, state), {"rename": {last: "other"}}, "no variable for"),
+    ]
+    before = all_values(model)
+    for arguments, keywords, message in bad:
+        with pytest.raises(ValueError, match=message):
+            ok.update_model(model, *arguments, **keywords)
+        assert all(map(np.array_equal, before, all_values(model)))
+    with pytest.raises(TypeError, match="`params` must hold arrays. Received: float for"):
+        ok.update_model(model, changed | {last: 0.0}, state)
+    assert all(map(np.array_equal, before, all_values(model)))
+    renamed = {path.removeprefix("net/").replace("dense/", "first/"): leaf for path, leaf in changed.items()}
+    state = ok.kadam(0.5).init(renamed)
+    ok.update_model(model, renamed, state, rename={"dense": "first"})
+    assert np.array_equal(np.asarray(model.layers[0].kernel), changed["net/dense/kernel"])
+    assert model.optimizer.iterations.value == 0 and model.optimizer.learning_rate.value == 0.5
+
+
+def test_a_rate_that_keras_computes_is_left_alone():
+    for rate in (DECAY, lambda: 0.25):
+        model = with_optimizer(keras.optimizers.Adam(rate))
+        training = ok.KerasTraining.from_model(model)
+        assert training.learning_rate is None
+        params = {path: training.variables[path] for path in training.mu}
+        _, state = training.restore(params, tx=ok.kadam(0.5))
+        ok.update_model(model, params, state)
+        assert model.optimizer._learning_rate is rate

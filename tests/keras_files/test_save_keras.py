@@ -173,6 +173,8 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     half = params | {"m/d2/bias": jnp.zeros(3, jnp.float16)}
     refused(tmp_path, ValueError, r"float16\[3\] for 'm/d2/bias', which is float32\[3\] there", params=half)
     refused(tmp_path, ValueError, "`mu` must hold every variable", state=optax.tree.set(state, mu=without))
+    part = ok.scale_by_kadam().init(params)
+    refused(tmp_path, ValueError, "must hold the number of steps. Received: a state without `iterations`", state=part)
     refused(tmp_path, ValueError, "no variable for 'bn/x'", non_trainable={"bn": {"x": jnp.zeros(6)}})
     rate = optax.tree.set(state, learning_rate=jnp.float32(np.nan))
     refused(tmp_path, ValueError, "in a configuration must be a finite number. Received: learning_rate=nan", state=rate)
