@@ -129,9 +129,9 @@ def live_contents(model: Any, optimizer: Any = None) -> Contents:
         )
     trained = _trained(getattr(optimizer, "inner_optimizer", optimizer), config.generation, weights)
     slots = _slots(optimizer, config, trained) if trained else None
-    # The optimizer's variables stand in its order, at the places in the model that belong to one of them.
-    ordered = trained or list(model.trainable_variables)
-    ids, following = {id(variable) for variable in ordered}, iter(ordered)
+    ids = {id(variable) for variable in trained or model.trainable_variables}
+    # The trained variables come in the optimizer's order, at the places in the model that belong to one of them.
+    following = iter(trained or [weight for weight in weights if id(weight) in ids])
     variables = [
         _variable(next(following) if id(weight) in ids else weight, config.generation, id(weight) in ids)
         for weight in weights
@@ -147,6 +147,7 @@ class _LiveArray(LazyArray):
 
 
 def _live(variable: Any) -> _LiveArray:
+    """Return the array in a variable of Keras 3 or of TensorFlow."""
     shape = tuple(variable.shape)
     dtype = np.dtype(jnp.dtype(getattr(variable.dtype, "name", variable.dtype)))  # TensorFlow's has a name.
 
@@ -159,6 +160,7 @@ def _live(variable: Any) -> _LiveArray:
 
 
 def _variable(variable: Any, generation: Generation, is_trainable: bool) -> Variable:
+    """Return a variable of the model under the path that it has in a file."""
     return Variable(variable.path if generation == "keras3" else variable.name, _live(variable), is_trainable)
 
 

@@ -1,6 +1,12 @@
-"""Live models: read as their files are, trained on here, and written back for Keras to go on."""
+"""Live models: read as their files are, trained on here, and written back for Keras to go on.
+
+Keras 3 is here on JAX. The models of tf_keras are stand-ins with the attributes that are read, filled from recorded
+files; `python -m tests.stress.live_models` does with the real ones, and with other backends, what is done here.
+"""
 
 import functools
+import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +20,7 @@ from ..helpers import keras_rules, share
 
 keras = pytest.importorskip("keras")
 
+FILES = pathlib.Path(__file__).parents[1] / "golden" / "files"
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 4)).astype("f4"), RNG.normal(size=(8, 2)).astype("f4")
 
@@ -432,3 +439,98 @@ def test_a_rate_that_keras_computes_is_left_alone():
         _, state = training.restore(params, tx=ok.kadam(0.5))
         ok.update_model(model, params, state)
         assert model.optimizer._learning_rate is rate
+
+
+class StandIn:
+    """A variable of TensorFlow's."""
+
+    def __init__(self, name, value):
+        self.name, self.value = name, np.array(value)
+        self.shape, self.dtype = self.value.shape, self.value.dtype
+
+    def numpy(self):
+        return self.value
+
+    def assign(self, value):
+        self.value = value
+
+
+def tf_keras_optimizer(training, weights, slots):
+    keys = {f"{weight.name}_key": i for i, weight in enumerate(weights[: len(training.mu)])}
+    lists = {"mu": "_momentums", "nu": "_velocities", "nu_max": "_velocity_hats"}
+    return {
+        "_index_dict": dict(sorted(keys.items())),  # Not in the order of the indices.
+        "_var_key": lambda self, variable: f"{variable.name}_key",
+        **{lists[slot]: variables for slot, variables in slots.items()},
+    }
+
+
+def legacy_optimizer(training, weights, slots):
+    names = {"mu": "m", "nu": "v", "nu_max": "vhat"}
+    of = {
+        (id(weight), names[slot]): variable
+        for slot, variables in slots.items()
+        for weight, variable in zip(weights, variables, strict=False)
+    }
+    count = StandIn("iter", np.int64(training.iterations))
+    return {
+        "weights": [count, *of.values()],
+        "iterations": count,
+        "_iterations": count,
+        "get_slot_names": lambda self: list(names.values())[: len(slots)],
+        "get_slot": lambda self, variable, name: of[id(variable), name],
+    }
+
+
+def stand_in(training):
+    """Return a model of tf_keras with this training; its variables are not in the order of the optimizer."""
+    weights = [StandIn(path, array) for path, array in training.variables.items()]
+    slots = {
+        slot: [StandIn(f"Adam/{slot}/{path}", array) for path, array in kept.items()]
+        for slot in ("mu", "nu", "nu_max")
+        if (kept := getattr(training, slot)) is not None
+    }
+    is_legacy = training.generation == "legacy"
+    attributes = (legacy_optimizer if is_legacy else tf_keras_optimizer)(training, weights, slots)
+    optimizer = type("Adam", (), {"__module__": "tf_keras.src.optimizers.adam"} | attributes)()
+    optimizer.get_config = lambda: training.config["config"]
+    optimizer.learning_rate = StandIn("learning_rate", np.float32(training.learning_rate))
+    optimizer._iterations = attributes.get("_iterations", StandIn("iteration", np.int64(training.iterations)))
+    return types.SimpleNamespace(optimizer=optimizer, weights=weights[::-1], trainable_variables=weights[:7][::-1])
+
+
+@pytest.mark.parametrize("name", ["tfk/adam.h5", "tfk/amsgrad.keras", "legacy/amsgrad.h5", "legacy/decay_clip.h5"])
+def test_models_of_tf_keras_are_read_and_written(name):
+    training = ok.load_keras(FILES / name)
+    model = stand_in(training)
+    found = ok.KerasTraining.from_model(model)
+    for field in ("generation", "iterations", "learning_rate"):
+        assert getattr(found, field) == getattr(training, field)
+    assert found.config["config"] == training.config["config"]
+    assert list(found.mu) == list(training.mu)
+    for slot in ("variables", "mu", "nu", "nu_max"):
+        one, two = getattr(found, slot) or {}, getattr(training, slot) or {}
+        assert one.keys() == two.keys() and all(np.array_equal(one[path], two[path]) for path in two)
+    params, state = found.restore({path: found.variables[path] for path in found.mu})
+    updates, state = found.transformation().update(params, state, params)
+    decays = training.config["config"].get("decay", 0.0) > 0.0  # The state has the rate of the step then.
+    state = state if decays else optax.tree.set(state, learning_rate=0.5)
+    ok.update_model(model, optax.apply_updates(params, updates), state)
+    again = ok.KerasTraining.from_model(model)
+    assert again.iterations == training.iterations + 1
+    assert again.learning_rate == (training.learning_rate if decays else 0.5)
+    for slot in ("mu", "nu", "nu_max"):
+        kept = optax.tree.get(state, slot)
+        assert kept is None or all(np.array_equal(getattr(again, slot)[path], kept[path]) for path in kept)
+
+
+def test_a_variable_of_another_model_and_a_callable_rate_are_seen_in_legacy_optimizers():
+    model = stand_in(ok.load_keras(FILES / "legacy/adam.h5"))
+    model.optimizer.learning_rate = 0.01  # What the callable returned.
+    training = ok.KerasTraining.from_model(model)
+    assert training.learning_rate is None
+    with pytest.raises(ValueError, match="code that it holds is never run.*Pass `learning_rate=` to take its place"):
+        training.transformation()
+    del model.weights[-1]
+    with pytest.raises(ValueError, match="Received: an optimizer with 'Adam/mu/emb/embeddings:0', which is none of"):
+        ok.KerasTraining.from_model(model)
