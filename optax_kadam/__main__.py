@@ -1,4 +1,4 @@
-"""The command line: `python -m optax_kadam {demo,inspect,convert}`."""
+"""The command line: `python -m optax_kadam {demo,inspect,convert,order}`."""
 
 import argparse
 import contextlib
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_demo(commands.add_parser("demo", help="train a digits classifier with Keras, kadam and optax, and compare"))
     _add_inspect(commands.add_parser("inspect", help="show what a file that Keras saved holds"))
     _add_convert(commands.add_parser("convert", help="write a training that Keras saved as an Orbax checkpoint"))
+    _add_order(commands.add_parser("order", help="write, where Keras is, whose moments an optimizer's are in a file"))
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 
@@ -120,7 +121,7 @@ def _run_inspect(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     from optax_kadam.commands import _inspect
 
     with _refusing(parser):
-        text = _inspect.describe(arguments.file, arguments.config)
+        text = _inspect.describe(arguments.file, arguments.config, arguments.trainable)
     try:
         print(text, flush=True)
     except BrokenPipeError:  # `| head` closes the pipe; without this, Python complains again when it exits.
@@ -160,7 +161,32 @@ def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(f"{error}. Install what convert needs: pip install -e '.[convert]'")
     jax.config.update("jax_platforms", "cpu")  # An accelerator may be too small, or in use.
     with _refusing(parser):
-        summary = _convert.convert(arguments.file, arguments.out, arguments.config, rename)
+        summary = _convert.convert(arguments.file, arguments.out, arguments.config, arguments.trainable, rename)
+    print(summary)
+
+
+def _add_order(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Load a model in Keras, and write the order in which its optimizer keeps the variables: for a file that "
+        "inspect and convert refuse because its order does not follow, on a machine without Keras."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a whole model that Keras can load")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="path of the order file (default: FILE.order.json)")
+    parser.add_argument(
+        "--keras", choices=("keras", "tf_keras"), default="keras", help="package that loads it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--import", dest="modules", nargs="+", default=[], metavar="MODULE", help="modules with the model's own classes"
+    )
+    parser.set_defaults(run=lambda arguments: _run_order(parser, arguments))
+
+
+def _run_order(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from optax_kadam.commands import _order
+
+    out = arguments.out or arguments.file.with_name(f"{arguments.file.name}.order.json")
+    with _refusing(parser):
+        summary = _order.write_order(arguments.file, out, arguments.keras, arguments.modules)
     print(summary)
 
 
@@ -171,6 +197,12 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
         type=_config_file,
         metavar="JSON",
         help="file of the optimizer's get_config(), for formats that do not hold it (.weights.h5, checkpoints)",
+    )
+    parser.add_argument(
+        "--trainable",
+        type=Path,
+        metavar="JSON",
+        help="what the command order wrote, for a file from which the order of the moments does not follow",
     )
 
 

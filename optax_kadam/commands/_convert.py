@@ -27,12 +27,16 @@ import orbax.checkpoint as ocp
 
 from optax_kadam.commands._progress import lazy_arrays, size, watched
 from optax_kadam.keras_files import _match
-from optax_kadam.keras_files._open import checked_hints, opened
+from optax_kadam.keras_files._open import hints_of, opened
 from optax_kadam.keras_files._training import KerasTraining, read
 
 
 def convert(
-    path: pathlib.Path, out: pathlib.Path, config: Mapping[str, object] | None, rename: Mapping[str, str]
+    path: pathlib.Path,
+    out: pathlib.Path,
+    config: Mapping[str, object] | None,
+    trainable: pathlib.Path | None,
+    rename: Mapping[str, str],
 ) -> str:
     """Write the training in the file at `path` to the Orbax checkpoint `out`, as a whole or not at all.
 
@@ -40,6 +44,7 @@ def convert(
       path: the path of the file: see `load_keras`.
       out: the folder of the checkpoint, which must not exist, in a folder that exists.
       config: `get_config()` of the optimizer: see `load_keras`.
+      trainable: an order file: see `load_keras`.
       rename: what parts of Keras's paths are called in the checkpoint: see `KerasTraining.restore`.
 
     Returns:
@@ -52,7 +57,7 @@ def convert(
     out = out.absolute()  # Orbax takes absolute paths only.
     _check_free(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kadam-") as folder:
-        with opened(path, checked_hints(config)) as contents, watched(contents) as contents:
+        with opened(path, hints_of(config, trainable)) as contents, watched(contents) as contents:
             _check_room(out.parent, sum(map(size, lazy_arrays(contents))))
             training = read(contents)
         with ocp.StandardCheckpointer() as checkpointer:

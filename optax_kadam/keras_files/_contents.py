@@ -5,11 +5,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Self, TypeVar
 
-import numpy as np
-
 from optax_kadam._generations import Generation
 from optax_kadam.config._parse import OTHERS
 from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._told import Told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +23,11 @@ class Variable:
 Order = Literal["named", "listed", "shapes", "given", "live"]
 
 
-class Told(NamedTuple):
-    """A trainable variable as the caller knows it: by its numbers, by its path or by both."""
-
-    path: str | None
-    numbers: np.ndarray | None
-
-
-Trainable = Sequence[Told]
-
-
 class Hints(NamedTuple):
     """What the caller of `load_keras` knows of a file."""
 
     config: Mapping[str, object] | None = None  # The optimizer's, in the place of the one in the file.
-    trainable: Trainable | None = None  # The trainable variables in order.
+    trainable: Sequence[Told] | None = None  # The trainable variables in order.
     optimizer: str = "optimizer"  # The attribute of the model that it is.
 
 

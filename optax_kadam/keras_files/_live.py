@@ -136,7 +136,7 @@ def live_contents(model: Any, optimizer: Any = None) -> Contents:
         _variable(next(following) if id(weight) in ids else weight, config.generation, id(weight) in ids)
         for weight in weights
     ]
-    return Contents(config.generation, serialized, variables, slots)
+    return Contents(config.generation, serialized, variables, slots, "live")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,16 +5,14 @@ This is the only file that knows both: a container reads named arrays out of byt
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterator, Mapping
 
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._contents import Contents, Hints, Told
+from optax_kadam.keras_files._contents import Contents, Hints
 from optax_kadam.keras_files._json import read_json
 from optax_kadam.keras_files._named_arrays import Group
 from optax_kadam.keras_files._source import Files
+from optax_kadam.keras_files._told import Trainable, told
 from optax_kadam.keras_files.containers._archive import Archive
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
 from optax_kadam.keras_files.containers._shards import read_shards
@@ -29,10 +27,8 @@ _LONGEST_LINE = 10_000  # Bytes that the first line of a `checkpoint` may have,
 _LONGEST_NAME = 249  # and the name in it, as file systems take names of 255 with `.index`.
 
 
-def checked_hints(
-    config: Mapping[str, object] | None = None,
-    trainable: Sequence[str | npt.ArrayLike] | None = None,
-    optimizer: str = "optimizer",
+def hints_of(
+    config: Mapping[str, object] | None = None, trainable: Trainable | None = None, optimizer: str = "optimizer"
 ) -> Hints:
     """Return the arguments of `load_keras`, or raise if they cannot be right."""
     if config is not None:
@@ -42,25 +38,7 @@ def checked_hints(
             f"`optimizer` must be the name of an attribute of the model. Received: optimizer={optimizer!r}. "
             "Hand over `'optimizer'`, or what the model calls it: `'d_optimizer'`."
         )
-    if trainable is None:
-        return Hints(config, None, optimizer)
-    items = trainable if isinstance(trainable, Sequence) and not isinstance(trainable, str) else [trainable]
-    wrong = [type(item).__name__ for item in items if not isinstance(item, str) and not hasattr(item, "__array__")]
-    if items is not trainable or wrong:
-        raise TypeError(
-            "`trainable` must be a list of variables, as arrays or as paths. "
-            f"Received: trainable={f'[{wrong[0]}, ...]' if wrong and items is trainable else repr(trainable)}. "
-            "Hand over `model.trainable_variables` of the model as it was saved."
-        )
-    return Hints(
-        config, [Told(_path(item), None if isinstance(item, str) else np.asarray(item)) for item in items], optimizer
-    )
-
-
-def _path(item: object) -> str | None:
-    """Return the path of a variable: Keras 3 calls it `path`, and TensorFlow `name`."""
-    path = item if isinstance(item, str) else getattr(item, "path", getattr(item, "name", None))
-    return path if isinstance(path, str) else None
+    return Hints(config, None if trainable is None else told(trainable), optimizer)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from typing import IO, BinaryIO
 
 import jax
 import numpy as np
-import numpy.typing as npt
 import optax
 
 from optax_kadam.keras_files import _restore
@@ -22,8 +21,9 @@ from optax_kadam.keras_files._hdf5_attribute import attribute_patches
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
-from optax_kadam.keras_files._open import archive_contents, checked_hints, hdf5_contents
+from optax_kadam.keras_files._open import archive_contents, hdf5_contents, hints_of
 from optax_kadam.keras_files._source import Files, Source
+from optax_kadam.keras_files._told import Trainable
 from optax_kadam.keras_files._whole_file import whole_file
 from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE as HDF5_SIGNATURE
@@ -45,7 +45,7 @@ def save_keras(
     rename: Rename = None,
     non_trainable: object = None,
     config: Mapping[str, object] | None = None,
-    trainable: Sequence[str | npt.ArrayLike] | None = None,
+    trainable: Trainable | None = None,
     optimizer: str = "optimizer",
 ) -> None:
     """Write a training into a copy of `template`, which Keras can load and train on.
@@ -89,7 +89,7 @@ def save_keras(
     """
     path, template = pathlib.Path(path), pathlib.Path(template)
     ending = _checked_ending(path, template)
-    hints = checked_hints(config, trainable, optimizer)
+    hints = hints_of(config, trainable, optimizer)
     with whole_file(path) as file, Files() as files:
         source = files.open(template)
         signature = ZIP_SIGNATURE if ending == ".keras" else HDF5_SIGNATURE

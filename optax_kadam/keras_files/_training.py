@@ -3,11 +3,10 @@
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import optax
 
 from optax_kadam._hyperparameter import Hyperparameter
@@ -18,8 +17,9 @@ from optax_kadam.keras_files._contents import Contents, Order
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._live import live_contents
 from optax_kadam.keras_files._match import Rename
-from optax_kadam.keras_files._open import checked_hints, opened
+from optax_kadam.keras_files._open import hints_of, opened
 from optax_kadam.keras_files._restore import Tree
+from optax_kadam.keras_files._told import Trainable
 from optax_kadam.stages._weight_decay import Mask
 
 Arrays = dict[str, np.ndarray]
@@ -95,7 +95,7 @@ class KerasTraining:
           >>> KerasTraining.from_model(model)
           KerasTraining(generation='keras3', iterations=0, learning_rate=0.001, variables: 2, slots: mu, nu)
         """
-        return read(live_contents(model, optimizer))  # TODO at the merge: order="live", in this place alone.
+        return read(live_contents(model, optimizer))
 
     def __repr__(self) -> str:
         slots = [name for name in _restore.SLOTS if getattr(self, name) is not None]
@@ -197,7 +197,7 @@ def load_keras(
     path: str | pathlib.Path,
     *,
     config: Mapping[str, object] | None = None,
-    trainable: Sequence[str | npt.ArrayLike] | None = None,
+    trainable: Trainable | None = None,
     optimizer: str = "optimizer",
 ) -> KerasTraining:
     """Read a training from a file that Keras saved: weights, moments, step count, learning rate, configuration.
@@ -227,7 +227,7 @@ def load_keras(
       config: `get_config()` of the optimizer, for formats that do not store it (`.weights.h5`, checkpoints).
       trainable: `model.trainable_variables` of the model as it was saved, for a file from which their order does not
         follow: an error asks for them then. Each is a variable of Keras's or an array, which is found by its numbers,
-        or a path. A variable gives its path too.
+        or a path. A variable gives its path too. Or the path of what `python -m optax_kadam order` wrote.
       optimizer: the attribute of the model that the optimizer is, for a model with several, such as a GAN.
 
     Returns:
@@ -250,7 +250,7 @@ def load_keras(
       >>> print(optax.tree.get(state, "iterations"), params["d1/kernel:0"].shape)
       20 (20, 6)
     """
-    hints = checked_hints(config, trainable, optimizer)
+    hints = hints_of(config, trainable, optimizer)
     with opened(pathlib.Path(path), hints) as contents:
         training = read(contents)
     if training.mu is None:

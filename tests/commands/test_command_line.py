@@ -206,6 +206,46 @@ def test_bad_input_is_refused_in_one_line(capsys, tmp_path, monkeypatch):
         assert sorted(tmp_path.iterdir()) == before
 
 
+@keras_rules()
+def test_an_order_that_was_written_where_keras_is_is_read_where_it_is_not(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    pathlib.Path("towers.py").write_text(
+        "import keras\n@keras.saving.register_keras_serializable()\nclass Towers(keras.Model):\n"
+        "    def __init__(self, **arguments):\n        super().__init__(**arguments)\n"
+        "        self.b, self.a = keras.layers.Dense(2), keras.layers.Dense(2)\n"
+        "    def call(self, x):\n        return self.a(self.b(x))\n"
+    )
+    import towers  # pyright: ignore[reportMissingImports]
+
+    model = towers.Towers()
+    model(np.zeros((1, 2)))
+    compiled(model, keras.optimizers.Adam())
+    model.optimizer.build(model.trainable_variables)
+    for i, variable in enumerate(model.optimizer._momentums):
+        variable.assign(np.full(variable.shape, i))
+        model.trainable_variables[i].assign(np.full(variable.shape, i))
+    model.save("x.keras")
+    assert "must follow from the file" in refusal(capsys, "inspect x.keras")
+    assert "Wrote x.keras.order.json: 4 variables." in run(capsys, "order", "x.keras", "--import", "towers")
+    training = ok.load_keras("x.keras", trainable="x.keras.order.json")
+    for arrays in (training.mu, training.variables):
+        assert [array.flat[0] for array in arrays.values()] == [0, 1, 2, 3]
+    assert "as it was given" in run(capsys, "inspect", "x.keras", "--trainable", "x.keras.order.json")
+    run(capsys, "convert", "x.keras", "out", "--trainable", "x.keras.order.json")
+    for content in (
+        "{}",
+        '{"trainable": []}',
+        json.dumps(json.loads(pathlib.Path("x.keras.order.json").read_text()) | {"trainable": [{}]}),
+    ):
+        pathlib.Path("y.json").write_text(content)
+        assert "must be an order file. Received: 'y.json'" in refusal(capsys, "inspect x.keras --trainable y.json")
+    assert "No module named 'nothing'" in refusal(capsys, "order x.keras --import nothing")
+    model.compile("adam", "mse")
+    monkeypatch.setattr(keras.models, "load_model", lambda path: model)
+    assert "must have an optimizer that was built. Received: 'x.keras'" in refusal(capsys, "order x.keras")
+
+
 @pytest.mark.parametrize(
     ("missing", "command"),
     [("orbax.checkpoint", "pip install -e '.[convert]'"), ("google_crc32c", "pip install google-crc32c")],

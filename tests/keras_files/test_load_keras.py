@@ -438,7 +438,7 @@ def test_an_hdf5_file_without_a_model_is_refused(tmp_path):
         ok.load_keras(tmp_path / "x.h5")
 
 
-@pytest.mark.parametrize("trainable", [5, "m/d1/kernel", [1]])
+@pytest.mark.parametrize("trainable", [5, "m/d1/kernel", [1], pathlib.Path("none.json")])
 def test_a_wrong_order_is_named(trainable):
     with pytest.raises(TypeError, match="`trainable` must be a list of variables, .* Received: trainable="):
         ok.load_keras(FILES / "k3j/adam.keras", trainable=trainable)

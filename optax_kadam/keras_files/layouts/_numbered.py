@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from optax_kadam._generations import Generation
 from optax_kadam.config._parse import OptimizerConfig, parse
-from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Hints, Slots, Trainable, Variable, check_name
+from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Hints, Slots, Variable, check_name
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Group
+from optax_kadam.keras_files._told import Told
 from optax_kadam.keras_files.layouts._claims import check_claimed
 from optax_kadam.keras_files.layouts._layers import OPTIMIZER, Model, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_given_order, is_certain, listed, order_of
@@ -115,7 +116,7 @@ def _check_no_other_optimizer(root: Group, generation: Generation) -> None:
 
 
 def _fitting(
-    splits: Sequence[Slots], layers: Model, config: OptimizerConfig | None, trainable: Trainable | None
+    splits: Sequence[Slots], layers: Model, config: OptimizerConfig | None, trainable: Sequence[Told] | None
 ) -> tuple[Slots, list[Variable]]:
     """Return the slots that the optimizer's arrays are, and their variables in the same order."""
     fitting: list[tuple[Slots, list[Variable] | ValueError]] = []

@@ -7,14 +7,12 @@ optimizer was built: any may have been, unless there are as many slots as variab
 
 import collections
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-import numpy as np
-
-from optax_kadam.keras_files._contents import Slots, Trainable, Variable, with_unique_paths
+from optax_kadam.keras_files._contents import Slots, Variable, with_unique_paths
+from optax_kadam.keras_files._told import Told, digest_of
 from optax_kadam.keras_files.layouts._layers import Chain, Model, Stage, Unit
 
 Shape: TypeAlias = tuple[int, ...]
@@ -22,8 +20,8 @@ _Placed: TypeAlias = "tuple[Unit, _Placed] | None"  # The layers so far, the las
 _MOST_WORK = 2_000_000  # Chains looked at, in about a second.
 
 _ASK = (
-    "Load the file in Keras, and hand over the variables: `load_keras(path, trainable=model.trainable_variables)`; "
-    "or save a checkpoint or a whole-model `.h5`, which name them."
+    "Load the file in Keras, and hand over the variables: `load_keras(path, trainable=model.trainable_variables)`; or "
+    "read that model itself, `KerasTraining.from_model(model)`, or a checkpoint or whole-model `.h5` of it."
 )
 
 
@@ -55,7 +53,7 @@ def is_certain(model: Model, trained: Sequence[object]) -> bool:
     return len(model.candidates()) == len(trained) and model.is_a_row()
 
 
-def in_given_order(model: Model, slots: Slots, trainable: Trainable) -> list[Variable]:
+def in_given_order(model: Model, slots: Slots, trainable: Sequence[Told]) -> list[Variable]:
     """Return the variables that `trainable` names, by paths or by their numbers, in that order.
 
     Raises:
@@ -194,10 +192,10 @@ def _ambiguous(first: Sequence[Variable], second: Sequence[Variable]) -> ValueEr
     )
 
 
-def _by_path(variables: Sequence[Variable], trainable: Trainable) -> dict[int, Variable]:
+def _by_path(variables: Sequence[Variable], trainable: Sequence[Told]) -> dict[int, Variable]:
     """Return the variables that are named by their paths, by their indices in `trainable`."""
     by_path = {variable.path: variable for variable in variables}
-    paths = {index: told.path for index, told in enumerate(trainable) if told.path and told.numbers is None}
+    paths = {index: told.path for index, told in enumerate(trainable) if told.path and told.digest is None}
     unknown = collections.defaultdict(list)
     for index, path in paths.items():
         if path not in by_path:
@@ -216,40 +214,39 @@ def _by_path(variables: Sequence[Variable], trainable: Trainable) -> dict[int, V
     return found
 
 
-def _by_numbers(variables: Sequence[Variable], slots: Slots | None, trainable: Trainable) -> dict[int, Variable]:
+def _by_numbers(variables: Sequence[Variable], slots: Slots | None, trainable: Sequence[Told]) -> dict[int, Variable]:
     """Return the variables that are handed over as arrays, by their indices in `trainable`.
 
     If several hold the same numbers, it must not matter for `slots` which is which; None if their order is known.
     """
-    given = {index: told.numbers for index, told in enumerate(trainable) if told.numbers is not None}
-    if not given:
-        return {}
-    shapes = {array.shape for array in given.values()}
-    holders: dict[bytes, list[Variable]] = collections.defaultdict(list)
-    for variable in variables:
-        if variable.array.shape in shapes:
-            holders[_digest(variable.array.read())].append(variable)
-    wanted: dict[bytes, list[int]] = collections.defaultdict(list)
-    for index, array in given.items():
-        wanted[_digest(array)].append(index)
+    wanted: dict[str, list[int]] = collections.defaultdict(list)
+    for index, told in enumerate(trainable):
+        if told.digest is not None:
+            wanted[told.digest].append(index)
+    holders: dict[str, list[Variable]] = collections.defaultdict(list)
+    for variable in variables if wanted else ():
+        holders[digest_of(variable.array.read())].append(variable)
     found: dict[int, Variable] = {}
     for digest, indices in wanted.items():
         same = holders.get(digest, [])
         if not same:
-            array = given[indices[0]]
             raise ValueError(
                 "`trainable` must hold the variables of the model as it was saved. Received: "
-                f"trainable[{indices[0]}] of shape {array.shape} and dtype {array.dtype}, whose numbers no variable of "
-                "the file has. Load the file in Keras, and hand over the variables of that model. If a layer trains "
-                "what this format does not hold (LoRA, int8), save a checkpoint or a whole-model `.h5`."
+                f"trainable[{indices[0]}], {trainable[indices[0]].kind}, whose numbers no variable of the file has. "
+                "Load the file in Keras, and hand over the variables of that model. If a layer trains what this format "
+                "does not hold (LoRA, int8), save a checkpoint or a whole-model `.h5`."
             )
-        if len(same) != len(indices) or (len(same) > 1 and slots is not None and not _is_same(slots, indices)):
+        by_path = {variable.path: variable for variable in same}
+        if len(same) == len(indices) and (len(same) == 1 or slots is None or _is_same(slots, indices)):
+            found |= dict(zip(indices, same, strict=True))
+        elif all(trainable[index].path in by_path for index in indices):
+            found |= {index: by_path[trainable[index].path or ""] for index in indices}
+        else:
             raise ValueError(
                 "The arrays in `trainable` must tell the variables apart. Received: "
                 f"trainable[{indices[0]}], whose numbers are those of {' and of '.join(v.path for v in same)}. "
                 "Put the path of the variable there, in the place of its numbers."
             )
-        found |= dict(zip(indices, same, strict=True))
     return found
 
 
@@ -257,11 +254,5 @@ def _is_same(slots: Slots, indices: Sequence[int]) -> bool:
     """Return whether variables have the same slots, so that it does not matter which is which."""
     lists = slots.arrays().values() if len(indices) > 1 else ()
     return all(
-        len({_digest(arrays[index].read()) for index in indices if index < len(arrays)}) == 1 for arrays in lists
+        len({digest_of(arrays[index].read()) for index in indices if index < len(arrays)}) == 1 for arrays in lists
     )
-
-
-def _digest(array: np.ndarray) -> bytes:
-    digest = hashlib.blake2b(f"{array.dtype.name} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.digest()
