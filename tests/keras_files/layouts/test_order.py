@@ -1,5 +1,7 @@
 """Whose moments are these: read from the file, proven by the shapes, or told. A live Keras knows the answer."""
 
+import collections
+
 import h5py
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import optax_kadam as ok
 
 from ...helpers import keras_rules
+from ...stress import orders
 
 keras = pytest.importorskip("keras")
 L = keras.layers
@@ -391,6 +394,13 @@ def test_arrays_that_hold_the_same_numbers_are_in_the_order_of_the_configuration
     model.save(tmp_path / "x.keras")
     numbers = [np.asarray(variable) for variable in model.trainable_variables]
     check(ok.load_keras(tmp_path / "x.keras", trainable=numbers), optimizer)
+
+
+@keras_rules()
+def test_random_models_are_right_or_asked_for(tmp_path):
+    counts = collections.Counter(kind for seed in range(12) for kind, _ in orders.outcome(seed, tmp_path))
+    assert not [kind for kind in counts if "WRONG" in kind or kind.endswith("told: refused")]
+    assert counts[".keras told: given"] > 5 and counts[".weights.h5 alone: refused"] > 2
 
 
 def test_a_long_search_ends(tmp_path):
