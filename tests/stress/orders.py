@@ -159,7 +159,7 @@ def outcome(seed: int, folder: pathlib.Path) -> list[tuple[str, str]]:
     trained = list(model.trainable_variables)
     rng = np.random.default_rng(seed)
     for variable in [*model.weights, *model.optimizer.variables]:
-        if variable.shape:
+        if len(variable.shape):
             variable.assign(rng.normal(size=variable.shape))
     if maker.random.random() < 0.1:
         for layer in model.layers:
