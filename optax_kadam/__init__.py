@@ -20,6 +20,7 @@
 that it touches.
 """
 
+from optax_kadam import conversions as conversions
 from optax_kadam import schedules as schedules
 from optax_kadam._gradients import RowUpdates as RowUpdates
 from optax_kadam._hyperparameter import Hyperparameter as Hyperparameter
@@ -37,6 +38,7 @@ from optax_kadam.embeddings._row_gradients import scale_gradients as scale_gradi
 from optax_kadam.embeddings._row_gradients import value_and_row_grad as value_and_row_grad
 from optax_kadam.embeddings._table import DeferredTable as DeferredTable
 from optax_kadam.keras_files._save import save_keras as save_keras
+from optax_kadam.keras_files._suggest import suggest_rename as suggest_rename
 from optax_kadam.keras_files._training import KerasTraining as KerasTraining
 from optax_kadam.keras_files._training import load_keras as load_keras
 from optax_kadam.stages._adam import ScaleByKadamState as ScaleByKadamState

@@ -1,74 +1,158 @@
-"""Each leaf of a tree is matched with one of Keras's variables: by its path or, in a flat list, by its position."""
+"""Each leaf of a tree is matched with one of Keras's variables, or a part of one: by path or, in a list, by position.
+
+An `Origin` says where the numbers of a leaf come from: `Origin.leaf` takes them there, `variable_of` takes them back.
+"""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-Rename = Mapping[str, str] | Callable[[str], str | None] | None
+from optax_kadam.conversions import Conversion, unchanged
+from optax_kadam.keras_files._pairs import paired
+from optax_kadam.keras_files._rename import Rename, check_rename, renamed
+from optax_kadam.keras_files._words import (
+    LeafShape,
+    Names,
+    Shape,
+    conversions,
+    converted_shape,
+    flax_path,
+    library_names,
+    same_but_for_ones,
+)
+
 Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
-# Keras's names of variables and of a layer inside attention, where Flax has another.
-_VARIABLES = {
-    "alpha": "negative_slope",
-    "beta": "bias",
-    "embeddings": "embedding",
-    "gamma": "scale",
-    "moving_mean": "mean",
-    "moving_variance": "var",
-}
-_LAYERS = {"attention_output": "out"}
 _COLLECTIONS = ("params", "batch_stats")  # Flax Linen's paths begin so, and Keras's do not.
 
 
-def flax_path(path: str, *, without_model: bool = False) -> str:
-    """Return the path of Keras's variable `path` in Flax's words."""
-    parts = path.removesuffix(":0").split("/")[1 if without_model else 0 :]
-    return "/".join([*(_LAYERS.get(part, part) for part in parts[:-1]), _VARIABLES.get(parts[-1], parts[-1])])
+class Origin(NamedTuple):
+    """Where the numbers of a leaf come from: one of Keras's variables, and the conversion into the leaf."""
+
+    variable: str
+    conversion: Conversion = unchanged
+
+    def leaf(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """Return the leaf made of the variable's array; axes of length one are as in `shape` if that is all."""
+        made = self.conversion(array)
+        return made.reshape(shape) if same_but_for_ones(made.shape, shape) else made
 
 
-def model_name(paths: Iterable[str]) -> str | None:
-    """Return the name of the model: the first part of the paths, if it is the same in all and more follows in each."""
-    firsts = {path.partition("/")[0] if "/" in path else None for path in paths}
-    return firsts.pop() if len(firsts) == 1 else None
+def variable_of(leaves: Sequence[tuple[Origin, np.ndarray]], shape: Shape) -> np.ndarray:
+    """Return the array of one of Keras's variables, made of the leaves that hold it.
+
+    The conversions are undone: each is done to the numbers of the places, which says where a number has come from.
+    """
+    if len(leaves) == 1 and leaves[0][0].conversion is unchanged:
+        return leaves[0][1].reshape(shape)
+    array = np.empty(shape, leaves[0][1].dtype)
+    for origin, leaf in leaves:
+        places = origin.conversion(_places(shape))
+        array.reshape(array.size)[places] = leaf.reshape(places.shape)
+    return array
 
 
-def match_leaves(tree: object, variables: Sequence[str], rename: Rename, required: Sequence[str]) -> list[str]:
-    """Return, for each leaf of `tree`, the path of the one of Keras's variables that it is.
+def match_leaves(
+    tree: object,
+    shapes: Mapping[str, Shape],
+    rename: Rename | None,
+    required: Sequence[str],
+    skip: Sequence[str] = (),
+) -> list[Origin | None]:
+    """Return the origin of each leaf of `tree`, and None for one that is skipped.
 
     Args:
       tree: a tree of arrays; the leaves of a flat list are matched by position.
-      variables: the paths of Keras's variables in Keras's order, first those in `required`.
-      rename: what Keras's paths are called in `tree`: see `KerasTraining.restore`.
-      required: the paths of the variables that must be leaves of `tree`.
+      shapes: the shapes of Keras's variables by path, in Keras's order, first those in `required`.
+      rename: what Keras's paths are called in `tree`, and how they are held there: see `KerasTraining.restore`.
+      required: the paths of the variables that must be in `tree`.
+      skip: leaves and variables that need no counterpart: see `KerasTraining.restore`.
 
     Raises:
-      ValueError: if a leaf or a variable has no counterpart, or more than one.
+      ValueError: if a leaf or a variable has no counterpart, or more than one; or if a conversion cannot be undone.
+      TypeError: if `rename` or `skip` is of another kind.
     """
-    leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(tree)]
+    _check_skip(skip)
+    check_rename(rename, shapes)
+    leaves = _leaves(tree)
     if isinstance(tree, list | tuple) and jax.tree.structure(tree) == jax.tree.structure([0] * len(leaves)):
-        if len(leaves) not in (len(variables), len(required)):
-            wanted = required or variables
+        if len(leaves) not in (len(shapes), len(required)) or skip:
+            wanted = required or list(shapes)
             raise ValueError(
                 f"A list must hold an array for each of Keras's trainable variables. Received: {len(leaves)} arrays "
                 f"for {len(wanted)} variables: {', '.join(wanted)}."
+                + (" Hand a tree with names over, of which `skip` can name some." if skip else "")
             )
-        return list(variables)[: len(leaves)]
-    known = _known_as(variables, rename)
-    found = [known.get(path, []) for path in leaves]
-    ambiguous = next((i for i, paths in enumerate(found) if len(paths) > 1), None)
-    if ambiguous is not None:
+        return [Origin(path) for path in list(shapes)[: len(leaves)]]
+    matching = _Matching(leaves, shapes, rename, required, skip)
+    if matching.problems:
+        proposal, undecided = matching.proposal()
         raise ValueError(
-            f"A leaf must be one of Keras's variables. Received: {leaves[ambiguous]!r}, which could be "
-            f"{' or '.join(found[ambiguous])}. Say which with `rename`."
+            "The leaves must be Keras's variables, and among them all trainable ones, one for one. "
+            f"Received: {'; '.join(matching.problems)}; {len(matching.leaves)} leaves for {len(shapes)} variables. "
+            f"Say what Keras's paths are called here with `rename`{_shown(proposal, undecided)}."
         )
-    matched = [path for paths in found for path in paths]
-    missing = [leaf for leaf, paths in zip(leaves, found, strict=True) if not paths]
-    left_over = [path for path in required if path not in set(matched)]
-    if missing or left_over or len(set(matched)) < len(matched):
-        raise ValueError(_message(missing, left_over, leaves, list(variables), matched))
-    return matched
+    origins = matching.origins()
+    return [origins.get(leaf_path(path)) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def suggest(tree: object, shapes: Mapping[str, Shape], required: Sequence[str]) -> dict[str, str]:
+    """Return a `rename` with which `match_leaves` matches `tree`: see `suggest_rename`."""
+    leaves = _leaves(tree)
+    matching = _Matching(leaves, shapes, None, required)
+    if not matching.problems:
+        return {}
+    proposal, undecided = matching.proposal()
+    tried = _Matching(leaves, shapes, proposal, required)
+    if undecided or tried.problems:
+        raise ValueError(
+            "Shapes, names and order must tell which of Keras's layers is which part of `params`. "
+            f"Received: {'; '.join(tried.problems)}. Write a `rename`{_shown(proposal, undecided)}."
+        )
+    tried.origins()
+    return proposal
+
+
+def _shown(proposal: Mapping[str, str], undecided: Mapping[str, Sequence[str]]) -> str:
+    """Return what is known of a `rename`, as the end of a sentence."""
+    open_ = [f"{layer!r} may be {' or '.join(map(repr, places))}" for layer, places in undecided.items()]
+    return f": rename={dict(proposal)}" * bool(proposal) + f"; {'; '.join(open_)}" * bool(open_)
+
+
+class _Matching:
+    """Leaves and variables, brought together as far as they go."""
+
+    def __init__(
+        self,
+        leaves: Mapping[str, LeafShape],
+        shapes: Mapping[str, Shape],
+        rename: Rename | None,
+        required: Sequence[str],
+        skip: Sequence[str] = (),
+    ):
+        known = _known_as(shapes, rename)
+        kept, self.unwanted = _skipped(skip, leaves, known)
+        self.leaves = {path: leaf for path, leaf in leaves.items() if path not in kept}
+        self.shapes = shapes
+        self.required = [path for path in required if path not in self.unwanted]
+        self.candidates = {path: _candidate(known.get(path, []), path, self.leaves) for path in self.leaves}
+        self.problems = _problems(self.candidates, self.required, list(shapes))
+
+    def origins(self) -> dict[str, Origin]:
+        """Return the origins of the leaves by path."""
+        origins = {path: _origin(path, c, self.leaves, self.shapes) for path, c in self.candidates.items() if c}
+        for variable in {c.variable for c in self.candidates.values() if c and c.is_given}:
+            parts = [origin.conversion for origin in origins.values() if origin.variable == variable]
+            _check_moves_only(variable, parts, self.shapes[variable])
+        return origins
+
+    def proposal(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Return a `rename` as far as it can be told, and the candidates of the layers that it leaves out."""
+        shapes = {path: shape for path, shape in self.shapes.items() if path not in self.unwanted}
+        return paired(self.leaves, shapes, self.required, model_name(self.shapes))
 
 
 def leaf_path(path: Sequence[object]) -> str:
@@ -81,53 +165,182 @@ def leaf_path(path: Sequence[object]) -> str:
     return "/".join(names).removesuffix(":0")
 
 
-def _known_as(variables: Sequence[str], rename: Rename) -> dict[str, list[str]]:
-    """Return Keras's variables by every path that may mean them; a path of Keras's goes before a translated one."""
-    model = model_name(variables)
-    known: dict[str, list[str]] = {}
-    for literal in (True, False):
-        more: dict[str, list[str]] = {}
-        for path in variables:
-            written = renamed(path, rename)
-            bare = written.removeprefix(f"{model}/") if model else written
-            for name in {written.removesuffix(":0"), bare.removesuffix(":0")}:
-                more.setdefault(name if literal else flax_path(name), []).append(path)
-        known = {**more, **known}
-    return known
+def _leaves(tree: object) -> dict[str, LeafShape]:
+    """Return the shape of each leaf by its path, and the class of Equinox that holds it."""
+    leaves: dict[str, LeafShape] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = leaf_path(path)
+        if name in leaves:
+            raise ValueError(
+                f"Each leaf must have a path of its own. Received: {name!r} twice. Take one of the two out of the tree."
+            )
+        leaves[name] = LeafShape(tuple(getattr(leaf, "shape", ())), _layer_of_equinox(tree, path))
+    return leaves
 
 
-def renamed(path: str, rename: Rename) -> str:
-    """Return `path` with the replacements of `rename` made, and unchanged if none applies."""
-    if rename is None:
-        return path
-    if callable(rename):
-        return rename(path) or path
-    parts = path.removesuffix(":0").split("/")
-    for length in range(len(parts), 0, -1):
-        for start in range(len(parts) - length + 1):
-            for written in ("/".join(parts[start : start + length]), path):
-                if written in rename and (written != path or length == len(parts)):
-                    return "/".join([*parts[:start], *rename[written].split("/"), *parts[start + length :]])
-    return path
+def _layer_of_equinox(tree: Any, path: Sequence[object]) -> str:
+    """Return the name of the class in `equinox.nn` whose attribute a leaf is, or "" if it is of another."""
+    for key in path[:-1]:
+        match key:
+            case jax.tree_util.GetAttrKey(name=name):
+                tree = getattr(tree, name)
+            case jax.tree_util.DictKey(key=index) | jax.tree_util.SequenceKey(idx=index):
+                tree = tree[index]
+            case _:
+                return ""
+    classes = (made for made in type(tree).__mro__ if made.__module__.startswith("equinox.nn."))
+    return next((made.__name__ for made in classes), "")
 
 
-def _message(
-    missing: Sequence[str],
-    left_over: Sequence[str],
-    leaves: Sequence[str],
-    variables: Sequence[str],
-    matched: list[str],
-) -> str:
-    received = []
-    if missing:
-        near = difflib.get_close_matches(missing[0], variables, 1, 0.3)
-        received.append(f"no variable for {', '.join(map(repr, missing[:5]))}{f' (near: {near[0]!r})' if near else ''}")
-    if left_over:
-        near = difflib.get_close_matches(left_over[0], leaves, 1, 0.3)
-        received.append(f"no leaf for {', '.join(map(repr, left_over[:5]))}{f' (near: {near[0]!r})' if near else ''}")
-    received += [f"several leaves for {path!r}" for path in sorted({p for p in matched if matched.count(p) > 1})]
-    return (
-        "The leaves must be Keras's variables, and among them all trainable ones, one for one. "
-        f"Received: {'; '.join(received)}; {len(leaves)} leaves for {len(variables)} variables. "
-        "Say what Keras's paths are called here with `rename`."
-    )
+class _Candidate(NamedTuple):
+    """A variable that a leaf may hold: alone or with the other leaves in `names`, which `rename` may have given."""
+
+    variable: str
+    names: Names
+    is_given: bool
+
+
+def _known_as(shapes: Mapping[str, Shape], rename: Rename | None) -> dict[str, list[_Candidate]]:
+    """Return Keras's variables by every path that may mean them.
+
+    A path of Keras's goes before one in Flax's words, and that before the parts and transposes of a library's.
+    """
+    model = model_name(shapes)
+    levels: list[dict[str, list[_Candidate]]] = [{}, {}, {}]
+    for path in shapes:
+        written = renamed(path, rename)
+        is_given = any(written.values())
+        for form in [written, {_bare(name, model): given for name, given in written.items()}]:
+            form = {name.removesuffix(":0"): given for name, given in form.items()}
+            _add(levels[0], _Candidate(path, form, is_given))
+            if not is_given:
+                for name in form:
+                    _add(levels[1], _Candidate(path, {flax_path(name): None}, False))
+                    for names in library_names(path, name, shapes):
+                        _add(levels[2], _Candidate(path, names, False))
+    return {**levels[2], **levels[1], **levels[0]}
+
+
+def _add(known: dict[str, list[_Candidate]], candidate: _Candidate) -> None:
+    for name in candidate.names:
+        listed = known.setdefault(name, [])
+        if not any(
+            other.variable == candidate.variable and other.names.keys() == candidate.names.keys() for other in listed
+        ):
+            listed.append(candidate)
+
+
+def _bare(path: str, model: str | None) -> str:
+    return path.removeprefix(f"{model}/") if model else path
+
+
+def model_name(paths: Iterable[str]) -> str | None:
+    """Return the name of the model: the first part of the paths, if it is the same in all and more follows in each."""
+    firsts = {path.partition("/")[0] if "/" in path else None for path in paths}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def _skipped(
+    skip: Sequence[str], leaves: Collection[str], known: Mapping[str, Sequence[_Candidate]]
+) -> tuple[set[str], set[str]]:
+    """Return the leaves and the variables that `skip` names."""
+    kept, unwanted = set(), set()
+    for part in skip:
+        named = {path for path in leaves if _starts(path, part)}
+        variables = {c.variable for name, listed in known.items() for c in listed if _starts(name, part)}
+        variables |= {c.variable for listed in known.values() for c in listed if _starts(c.variable, part)}
+        if not named and not variables:
+            raise ValueError(
+                f"`skip` must name leaves or Keras's variables, by their paths or how these begin. Received: {part!r}. "
+                f"The leaves are {', '.join(leaves)}."
+            )
+        kept, unwanted = kept | named, unwanted | variables
+    return kept, unwanted
+
+
+def _starts(path: str, part: str) -> bool:
+    return f"{path.removesuffix(':0')}/".startswith(f"{part.removesuffix(':0').strip('/')}/")
+
+
+def _check_skip(skip: object) -> None:
+    if isinstance(skip, str) or not isinstance(skip, Sequence) or not all(isinstance(part, str) for part in skip):
+        raise TypeError(f"`skip` must be a list of paths. Received: skip={skip!r}. Hand over a list of strings.")
+
+
+def _candidate(listed: Sequence[_Candidate], path: str, leaves: Collection[str]) -> _Candidate | None:
+    """Return the candidate for a leaf, or None without one; rather one all of whose leaves are there."""
+    variables = list(dict.fromkeys(candidate.variable for candidate in listed))
+    if len(variables) > 1:
+        raise ValueError(
+            f"A leaf must be one of Keras's variables. Received: {path!r}, which could be "
+            f"{' or '.join(variables)}. Say which with `rename`."
+        )
+    whole = [candidate for candidate in listed if all(name in leaves for name in candidate.names)]
+    return next(iter([*whole, *listed]), None)
+
+
+def _problems(
+    candidates: Mapping[str, _Candidate | None], required: Sequence[str], variables: Sequence[str]
+) -> list[str]:
+    """Return what keeps leaves and variables from being matched one for one."""
+    holders: dict[str, list[str]] = {}
+    for path, candidate in candidates.items():
+        if candidate:
+            holders.setdefault(candidate.variable, []).append(path)
+    problems = []
+    for missing, others, what in (
+        ([path for path, candidate in candidates.items() if candidate is None], variables, "variable"),
+        ([path for path in required if path not in holders], list(candidates), "leaf"),
+    ):
+        if missing:
+            near = difflib.get_close_matches(missing[0], others, 1, 0.3)
+            listed = ", ".join(map(repr, missing))
+            problems.append(f"no {what} for {listed}{f' (near: {near[0]!r})' if near else ''}")
+    for variable, paths in sorted(holders.items()):
+        names = {name: None for path in paths for name in getattr(candidates[path], "names", ())}
+        absent = [name for name in names if name not in candidates]
+        several = len({id(getattr(candidates[path], "names", None)) for path in paths}) > 1
+        if several:
+            problems.append(f"several leaves for {variable!r}")
+        elif absent:
+            problems.append(f"no leaf {', '.join(map(repr, absent))} for a part of {variable!r}")
+    return problems
+
+
+def _origin(path: str, candidate: _Candidate, leaves: Mapping[str, LeafShape], shapes: Mapping[str, Shape]) -> Origin:
+    """Return the origin of a leaf. If nothing says by which conversion it comes about, its shape must."""
+    variable, names, _ = candidate
+    leaf, shape = leaves[path], shapes[variable]
+    if (given := names[path]) is not None:
+        return Origin(variable, given)
+    possible = conversions(variable, shape, path, leaf.layer)
+    fitting = [made for made in possible if same_but_for_ones(converted_shape(made, shape), leaf.shape)]
+    if len(fitting) > 1:
+        places = [made(_places(shape)).reshape(-1) for made in fitting]
+        if any(not np.array_equal(other, places[0]) for other in places[1:]):
+            raise ValueError(
+                "It must be known how a leaf holds the axes of a kernel. "
+                f"Received: {path!r}, which may be {variable!r} of shape {list(shape)} as Keras has it or transposed. "
+                f"Say which with `rename`: `{{{_last_two(variable)!r}: {{{_last_two(path)!r}: "
+                "ok.conversions.unchanged}}`, or `out_first`, or `transposed_conv`."
+            )
+    return Origin(variable, next(iter(fitting or possible)))
+
+
+def _last_two(path: str) -> str:
+    return "/".join(path.removesuffix(":0").split("/")[-2:])
+
+
+def _check_moves_only(variable: str, parts: Sequence[Conversion], shape: Shape) -> None:
+    """Raise if the conversions of a variable do not take each of its numbers to one place."""
+    numbers = [np.asarray(part(_places(shape))).reshape(-1) for part in parts]
+    found = np.sort(np.concatenate(numbers))
+    if not np.array_equal(found, _places(shape).reshape(-1)):
+        raise ValueError(
+            "Conversions must take each number of Keras's array to one place, and change none. Received: those of "
+            f"{variable!r}, which leave out, repeat or change some. Transpose, reshape, flip, or take parts."
+        )
+
+
+def _places(shape: Shape) -> np.ndarray:
+    return np.arange(int(np.prod(shape))).reshape(shape)
