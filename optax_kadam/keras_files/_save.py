@@ -189,7 +189,13 @@ def _put_back(
     trees: Sequence[object], name: str, origins: Mapping[str, Origin], arrays: Mapping[str, LazyArray]
 ) -> Iterator[tuple[LazyArray, np.ndarray]]:
     """Yield pairs of an array of the template and the one made of the leaves that hold it, in one of `trees` each."""
-    leaves = {leaf_path(path): leaf for tree in trees for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves: dict[str, object] = {}
+    for path, leaf in (pair for tree in trees for pair in jax.tree.leaves_with_path(tree)):
+        if leaves.setdefault(leaf_path(path), leaf) is not leaf:
+            raise ValueError(
+                "`opt_state` must hold each slot of a parameter once. "
+                f"Received: {name!r} of {leaf_path(path)!r} twice. Hand over the state of one optimizer."
+            )
     holders: dict[str, list[tuple[Origin, np.ndarray]]] = {}
     for path, origin in origins.items():
         variable = origin.variable
