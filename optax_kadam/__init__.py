@@ -13,7 +13,8 @@
 **The parts**, for a chain of one's own: `scale_by_kadam`, `clip_by_value`, `clip_by_norm`, `clip_by_global_norm`.
 
 **Keras's files.** `load_keras` reads a training, a `KerasTraining`, `save_keras` writes one; `from_config` and
-`to_config` do so with the configuration of an optimizer.
+`to_config` do so with the configuration of an optimizer. `suggest_rename` proposes which of Keras's layers is which
+part of a tree; `conversions` are ways in which a leaf holds what Keras keeps in another form.
 
 **Tables.** `RowUpdates` is the gradient of some rows, `value_and_row_grad` takes it, and `add_gradients`,
 `scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps tables whose step costs the rows

@@ -60,7 +60,9 @@ def library_names(path: str, written: str, shapes: Mapping[str, Shape]) -> Itera
     if gates := _gates(path, shapes):
         cell = folder.rpartition("/")
         inside = cell[0] if cell[2] == layer and layer.rstrip("_0123456789").endswith("_cell") else folder
-        for names in _CELLS[gates].get(name, ()):
+        for names in (
+            _CELLS[gates].get(name, ()) if name != "bias" or len(shapes[path]) == (2 if gates == 3 else 1) else ()
+        ):
             yield {f"{inside}/{leaf}" if inside else leaf: conversion for leaf, conversion in names.items()}
     elif layer in _PROJECTIONS and last in ("kernel", "bias") and len(shapes[path]) == (3 if last == "kernel" else 2):
         outer, _, inner = folder.rpartition("/")
