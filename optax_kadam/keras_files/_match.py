@@ -103,16 +103,17 @@ def suggest(tree: object, shapes: Mapping[str, Shape], required: Sequence[str]) 
     """Return a `rename` with which `match_leaves` matches `tree`: see `suggest_rename`."""
     leaves = _leaves(tree)
     matching = _Matching(leaves, shapes, None, required)
-    if not matching.problems:
-        return {}
-    proposal, undecided = matching.proposal()
+    proposal, undecided = matching.proposal() if matching.problems else ({}, {})
     tried = _Matching(leaves, shapes, proposal, required)
     if undecided or tried.problems:
         raise ValueError(
             "Shapes, names and order must tell which of Keras's layers is which part of `params`. "
             f"Received: {'; '.join(tried.problems)}. Write a `rename`{_shown(proposal, undecided)}."
         )
-    tried.origins()
+    try:
+        tried.origins()
+    except ValueError as error:
+        raise ValueError(f"{error} The rest is rename={proposal}.") from None
     return proposal
 
 

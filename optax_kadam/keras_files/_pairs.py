@@ -17,6 +17,7 @@ from optax_kadam.keras_files._words import (
     conversions,
     converted_shape,
     flax_path,
+    kernel_hints,
     library_names,
     same_but_for_ones,
     same_layer,
@@ -41,11 +42,18 @@ def paired(
     for path in shapes:
         layers.setdefault(_layer(path, model), []).append(path)
     layers = {layer: paths for layer, paths in layers.items() if layer and needed.intersection(paths)}
+    inside: dict[str, set[str]] = {}
+    for path in leaves:
+        inside.setdefault(path.rpartition("/")[0], set()).add(path)
     places = list(dict.fromkeys(folder for path in leaves for folder in _folders(path)))
-    options = {
-        layer: {place: held for place in places if (held := _held(paths, place, leaves, shapes, needed))}
-        for layer, paths in layers.items()
-    }
+    known: dict[object, Candidates] = {}  # Layers of one kind have the same candidates.
+    options: dict[str, Candidates] = {}
+    for layer, paths in layers.items():
+        kind = _kind(layer), *((path.rpartition("/")[2], shapes[path], path in needed) for path in paths)
+        if kind not in known:
+            held = {place: _held(paths, place, leaves, inside, shapes, needed) for place in places}
+            known[kind] = {place: found for place, found in held.items() if found}
+        options[layer] = known[kind]
     for layer, candidates in options.items():  # What has the same name in both needs no other.
         own = next((place for place in candidates if _same_path(layer, place)), None)
         options[layer] = candidates if own is None else {own: candidates[own]}
@@ -73,6 +81,11 @@ def _bare(path: str, model: str | None) -> str:
     return path.removeprefix(f"{model}/") if model else path
 
 
+def _kind(layer: str) -> tuple[str, tuple[str, ...]]:
+    """Return what the name of a layer says of its kind: its last part, and the words that tell kernels apart."""
+    return re.sub(r"\d+", "", layer.rpartition("/")[2]), kernel_hints(layer)
+
+
 def _folders(path: str) -> Iterator[str]:
     parts = path.split("/")[:-1]
     for end in range(len(parts) + 1):
@@ -83,6 +96,7 @@ def _held(
     paths: Iterable[str],
     place: str,
     leaves: Mapping[str, LeafShape],
+    inside: Mapping[str, set[str]],
     shapes: Mapping[str, Shape],
     needed: Collection[str],
 ) -> frozenset[str]:
@@ -99,9 +113,8 @@ def _held(
         else:
             if path in needed:
                 return frozenset()
-    folders = {leaf.rpartition("/")[0] for leaf in held}
-    whole = all(leaf in held or leaf.rpartition("/")[0] not in folders for leaf in leaves)
-    return frozenset(held) if whole else frozenset()
+    is_whole = all(inside[folder] <= held for folder in {leaf.rpartition("/")[0] for leaf in held})
+    return frozenset(held) if is_whole else frozenset()
 
 
 def _fits(path: str, shape: Shape, leaf: str, known: LeafShape, given: Conversion | None) -> bool:
@@ -154,8 +167,8 @@ def _told_apart(options: Mapping[str, Candidates]) -> dict[str, str]:
 def _by_words(layers: Sequence[str], places: Sequence[str]) -> dict[str, str]:
     """Return the pairs of layers and places of which one shares a word with the other alone, and then a number."""
     ours, theirs = _classes(layers), _classes(places)
-    if len(theirs) == 1:
-        return _by_numbers(layers, places, one_stem=len(ours) == 1)
+    if len(ours) == len(theirs) == 1:
+        return _by_numbers(layers, places)
     common, shared = _common(ours), _common(theirs)
     scores = {
         (words, others): sum(any(_alike(a, b) for b in set(others) - shared) for a in set(words) - common)
@@ -173,7 +186,7 @@ def _by_words(layers: Sequence[str], places: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for words, others in pairs.items():
         if len(ours[words]) == len(theirs[others]):
-            found |= _by_numbers(ours[words], theirs[others], one_stem=True)
+            found |= _by_numbers(ours[words], theirs[others])
     return found
 
 
@@ -203,10 +216,10 @@ def _best(scores: Mapping[tuple[str, ...], int]) -> tuple[str, ...] | None:
     return best[0] if highest > 0 and len(best) == 1 else None
 
 
-def _by_numbers(layers: Sequence[str], places: Sequence[str], *, one_stem: bool) -> dict[str, str]:
+def _by_numbers(layers: Sequence[str], places: Sequence[str]) -> dict[str, str]:
     """Return the pairs in the order of the numbers in the names, which must be Keras's order too."""
     numbers = [_numbers(place) for place in places]
-    if one_stem and sorted(layers, key=_numbers) != list(layers) or len(set(numbers)) < len(numbers):
+    if sorted(layers, key=_numbers) != list(layers) or len(set(numbers)) < len(numbers):
         return {}
     return dict(zip(layers, sorted(places, key=_numbers), strict=True))
 

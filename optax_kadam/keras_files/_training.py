@@ -97,7 +97,8 @@ class KerasTraining:
         leaf is ignored; so are the name of the model and `:0` in Keras's path. Flax's and Equinox's words stand for
         Keras's: `embedding` or `weight` for `embeddings`, `scale` or `weight` for `gamma`, `bias` for `beta`. Where
         these lay a kernel out otherwise, it is converted, and its slots with it: a `weight` of Equinox, a depthwise
-        kernel, the gates of a recurrent cell. A square kernel that may be transposed, and does not say so, is refused.
+        kernel, the gates of a recurrent cell. A square kernel that may be transposed is refused until `rename` says how
+        it is held: a `weight`, and that of a convolution whose name here or in Keras has `transpose`, `deconv` or `up`.
         A flat list of arrays has no paths: its arrays must be in Keras's order. If anything does not fit, nothing is
         restored. A leaf that Keras did not train is filled too, and its moments begin at zero.
 

@@ -1,5 +1,6 @@
 """What Flax and Equinox call Keras's variables, and how their layers hold them."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -31,6 +32,10 @@ _VARIABLES = {
 }
 _LAYERS = {"attention_output": "out"}
 _WEIGHTS = ("embeddings", "gamma", "kernel", "scale")  # Equinox calls each of them `weight`.
+_HINTS = {
+    "transposed": re.compile(r"transpos|deconv|(?<![a-z])up", re.IGNORECASE),
+    "depthwise": re.compile(r"depthwise|dw", re.IGNORECASE),
+}
 _PROJECTIONS = {"query": "query_proj", "key": "key_proj", "value": "value_proj", "attention_output": "output_proj"}
 
 
@@ -163,17 +168,24 @@ def conversions(path: str, shape: Shape, leaf: str, layer: str) -> list[Conversi
       leaf: the path of the leaf.
       layer: the class in Equinox that the leaf belongs to, or "".
     """
-    names = f"{path}/{leaf}/{layer}".lower()
-    if not path.removesuffix(":0").endswith("kernel") or len(shape) < 2:
+    folders = path.removesuffix(":0").split("/")
+    if not folders[-1].endswith("kernel") or len(shape) < 2:
         return [unchanged]
     found: list[Conversion] = [unchanged]
-    if len(shape) > 2 and "transpose" in names:
-        found = [transposed_conv] if layer else [unchanged, transposed_conv]
-    elif len(shape) > 2 and (shape[-1] > 1 or "depthwise" in names or "dw" in names):
-        found = [unchanged, depthwise]
+    if len(shape) > 2 and not {*folders[-2:-1]} & _PROJECTIONS.keys():
+        hints = kernel_hints(layer or f"{path}/{leaf}")
+        if "transposed" in hints:
+            found = [transposed_conv] if layer else [unchanged, transposed_conv]
+        if shape[-1] > 1 or layer or "depthwise" in hints:
+            found = [*found, depthwise]
     if not leaf.rpartition("/")[2].startswith("weight"):
         return found
     return [_then_out_first(first) for first in found] + ([] if layer else found)
+
+
+def kernel_hints(path: str) -> tuple[str, ...]:
+    """Return what a path says of a convolution's kernel: that it may be transposed, or is depthwise."""
+    return tuple(kind for kind, words in _HINTS.items() if words.search(path))
 
 
 def _then_out_first(first: Conversion) -> Conversion:

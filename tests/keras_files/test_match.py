@@ -124,6 +124,7 @@ UNKNOWN_AXES = {
         {"up_transpose": {"kernel": (2, 2, 4, 4)}},
         None,
     ),
+    "one that is called up": ({"b/up_1/kernel": (2, 4, 4)}, {"x": {"kernel": (2, 4, 4)}}, {"b/up_1": "x"}),
     "one that its leaf tells": (
         {"up/kernel": (2, 4, 4)},
         {"ConvTranspose_0": {"kernel": (2, 4, 4)}},
@@ -143,10 +144,20 @@ def test_a_square_kernel_that_may_be_transposed_is_refused(name):
         training.restore(params, rename=rename)
     [(layer, names)], [variable] = tree.items(), shapes
     [leaf] = names
+    if rename is None:
+        with pytest.raises(ValueError, match=r"It must be known how .* The rest is rename=\{\}"):
+            ok.suggest_rename(training, params)
     other = ok.conversions.out_first if leaf == "weight" else ok.conversions.transposed_conv
     for conversion in (ok.conversions.unchanged, other):
         restored, _ = training.restore(params, rename={variable: {f"{layer}/{leaf}": conversion}})
         assert np.array_equal(restored[layer][leaf], conversion(training.variables[variable]))
+
+
+def test_a_kernel_of_attention_is_no_convolution_s():
+    shapes = {"up/query/kernel": (4, 4, 4), "x/conv/kernel": (2, 4, 4), "x/kernel": (2, 4, 3)}
+    tree = {"up": {"query": {"kernel": (4, 4, 4)}}, "x": {"conv": {"kernel": (2, 4, 4)}, "kernel": (2, 4, 3)}}
+    restored, _ = training_of(shapes).restore(tree_of(tree))
+    assert np.array_equal(restored["up"]["query"]["kernel"], training_of(shapes).variables["up/query/kernel"])
 
 
 class Own(eqx.Module):
@@ -284,6 +295,7 @@ def test_a_rename_is_suggested(name):
 NOT_TOLD = {
     "no word in common": ({"dense/kernel": (3, 3), "dense_1/kernel": (3, 3)}, {"q": (3, 3), "k": (3, 3)}),
     "no number": ({"dense/kernel": (3, 3), "dense_1/kernel": (3, 3)}, {"up": (3, 3), "down": (3, 3)}),
+    "words beside numbers": ({"mean/kernel": (3, 3), "log_var/kernel": (3, 3)}, {"d_0": (3, 3), "d_1": (3, 3)}),
     "numbers against the order": ({"dense_1/kernel": (3, 3), "dense/kernel": (3, 3)}, {"d_0": (3, 3), "d_1": (3, 3)}),
     "a square kernel of another name": ({"dense/kernel": (3, 3)}, {"out": {"w": (3, 3)}}),
     "no leaf": ({"dense/kernel": (3, 4), "dense/bias": (4,)}, {"out": (3, 4)}),
