@@ -173,7 +173,7 @@ CASES = {
     "GRU, Linen": (gru(), SEQUENCE, lambda: last_of(linen_cell(nn.GRUCell(5))), "a/cell"),
     "GRU, NNX": (gru(), SEQUENCE, lambda: last_of(of_nnx(nnx.RNN(nnx.GRUCell(3, 5, rngs=RNGS)))), "a/cell"),
     "SeparableConv2D, Linen": (
-        L.SeparableConv2D(3, 2, depth_multiplier=2),
+        L.SeparableConv2D(3, 2, depth_multiplier=2, name="separable_conv2d"),
         IMAGE,
         lambda: linen(Separable(), jnp.zeros((1, *IMAGE))),
         SEPARABLE,

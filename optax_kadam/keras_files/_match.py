@@ -78,7 +78,7 @@ def match_leaves(
     _check_skip(skip)
     check_rename(rename, shapes)
     leaves = _leaves(tree)
-    if isinstance(tree, list | tuple) and jax.tree.structure(tree) == jax.tree.structure([0] * len(leaves)):
+    if _is_flat(tree):
         if len(leaves) not in (len(shapes), len(required)) or skip:
             wanted = required or list(shapes)
             raise ValueError(
@@ -101,6 +101,11 @@ def match_leaves(
 
 def suggest(tree: object, shapes: Mapping[str, Shape], required: Sequence[str]) -> dict[str, str]:
     """Return a `rename` with which `match_leaves` matches `tree`: see `suggest_rename`."""
+    if _is_flat(tree):
+        raise TypeError(
+            f"`params` must be a tree with names. Received: params={type(tree).__name__} of arrays. "
+            "Those of a list are in Keras's order, and need no `rename`."
+        )
     leaves = _leaves(tree)
     matching = _Matching(leaves, shapes, None, required)
     proposal, undecided = matching.proposal() if matching.problems else ({}, {})
@@ -164,6 +169,11 @@ def leaf_path(path: Sequence[object]) -> str:
     if len(names) > 1 and names[0] in _COLLECTIONS:
         names = names[1:]
     return "/".join(names).removesuffix(":0")
+
+
+def _is_flat(tree: object) -> bool:
+    is_list = isinstance(tree, list | tuple)
+    return is_list and jax.tree.structure(tree) == jax.tree.structure([0] * len(jax.tree.leaves(tree)))
 
 
 def _leaves(tree: object) -> dict[str, LeafShape]:
@@ -334,7 +344,13 @@ def _last_two(path: str) -> str:
 
 def _check_moves_only(variable: str, parts: Sequence[Conversion], shape: Shape) -> None:
     """Raise if the conversions of a variable do not take each of its numbers to one place."""
-    numbers = [np.asarray(part(_places(shape))).reshape(-1) for part in parts]
+    try:
+        numbers = [np.asarray(part(_places(shape))).reshape(-1) for part in parts]
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"A conversion must take an array of the shape of Keras's. Received: {error!r} for {variable!r} of shape "
+            f"{list(shape)}. Name in `rename` the variable that it is for, such as the kernel and not the whole layer."
+        ) from error
     found = np.sort(np.concatenate(numbers))
     if not np.array_equal(found, _places(shape).reshape(-1)):
         raise ValueError(

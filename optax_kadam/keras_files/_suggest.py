@@ -22,6 +22,7 @@ def suggest_rename(training: KerasTraining, params: object) -> dict[str, str]:
     Raises:
       ValueError: if shapes, names and order do not tell all of it: the message holds what they tell, and the leaves
         between which they do not decide.
+      TypeError: if `params` is a flat list, which has no names.
 
     Example:
       >>> import jax, optax_kadam as ok

@@ -116,7 +116,7 @@ class KerasTraining:
             held in parts: see `optax_kadam.conversions`. `suggest_rename` proposes one.
           skip: what is not carried over, by paths or their beginnings, as they are in `params` or in Keras. A leaf that
             it names keeps its value, and its moments begin at zero; a variable of Keras's that it names needs no leaf.
-            Where both have the name, as a head that is replaced, both are meant.
+            Where both have the name, as a head that is replaced, both are meant. `save_keras` needs all of them again.
 
         Returns:
           The filled tree, and the state of `tx` for it. On a CPU they may share memory with this object, which JAX

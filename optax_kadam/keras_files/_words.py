@@ -60,23 +60,26 @@ def library_names(path: str, written: str, shapes: Mapping[str, Shape]) -> Itera
     """
     above, _, name = path.removesuffix(":0").rpartition("/")
     folder, _, last = written.removesuffix(":0").rpartition("/")
-    slash = f"{folder}/" if folder else ""
     layer = above.rpartition("/")[2]
     if gates := _gates(path, shapes):
-        cell = folder.rpartition("/")
-        inside = cell[0] if cell[2] == layer and layer.rstrip("_0123456789").endswith("_cell") else folder
-        for names in (
-            _CELLS[gates].get(name, ()) if name != "bias" or len(shapes[path]) == (2 if gates == 3 else 1) else ()
-        ):
-            yield {f"{inside}/{leaf}" if inside else leaf: conversion for leaf, conversion in names.items()}
+        if (gates, name, len(shapes[path])) == (3, "bias", 1):
+            return  # A GRU with `reset_after=False` has one bias, and computes what no other library's does.
+        outer, _, inner = folder.rpartition("/")
+        home = outer if inner == layer and layer.rstrip("_0123456789").endswith("_cell") else folder
+        for names in _CELLS[gates].get(name, ()):
+            yield {_joined(home, leaf): conversion for leaf, conversion in names.items()}
     elif layer in _PROJECTIONS and last in ("kernel", "bias") and len(shapes[path]) == (3 if last == "kernel" else 2):
         outer, _, inner = folder.rpartition("/")
-        projection = "/".join(filter(None, (outer, _PROJECTIONS.get(inner, inner))))
-        yield {f"{projection}/{'weight' if last == 'kernel' else last}": _all_heads(layer)}
+        projection = _joined(outer, _PROJECTIONS.get(inner, inner))
+        yield {_joined(projection, "weight" if last == "kernel" else "bias"): _all_heads(layer)}
     elif layer == "attention_output" and last == "bias":
-        yield {f"{'/'.join([*folder.split('/')[:-1], _PROJECTIONS[layer]])}/bias": None}
+        yield {_joined(folder.rpartition("/")[0], _PROJECTIONS[layer], "bias"): None}
     elif last in _WEIGHTS:
-        yield {f"{slash}weight": None}
+        yield {_joined(folder, "weight"): None}
+
+
+def _joined(*parts: str) -> str:
+    return "/".join(filter(None, parts))
 
 
 def _all_heads(layer: str) -> Conversion:

@@ -106,6 +106,13 @@ def test_a_conversion_that_does_more_than_move_numbers_is_refused(name):
         training_of({"a/kernel": (3, 3)}).restore(params, rename={"kernel": BAD_CONVERSIONS[name]})
 
 
+def test_a_conversion_that_is_for_another_array_is_refused():
+    params = tree_of({"fc": {"kernel": (3, 2), "bias": (3,)}})
+    with pytest.raises(ValueError, match=r"A conversion must take an array .*Received: .* for 'a/bias' of shape \[3\]"):
+        swapped = {"a": {"fc": lambda array: array.swapaxes(0, 1)}}
+        training_of({"a/kernel": (2, 3), "a/bias": (3,)}).restore(params, rename=swapped)
+
+
 def test_a_part_without_a_leaf_is_refused():
     lstm = {"lstm/lstm_cell/kernel": (2, 12), "lstm/lstm_cell/recurrent_kernel": (3, 12)}
     gates = {f"{side}{gate}": {"kernel": (size, 3)} for side, size in (("i", 2), ("h", 3)) for gate in "ifgo"}
@@ -304,6 +311,11 @@ NOT_TOLD = {
         {"query_a": (3, 3), "query_b": (3, 3)},
     ),
 }
+
+
+def test_nothing_is_suggested_for_a_list():
+    with pytest.raises(TypeError, match="`params` must be a tree with names. Received: params=list of arrays"):
+        ok.suggest_rename(training_of({"a/kernel": (3,)}), [jnp.zeros(3)])
 
 
 @pytest.mark.parametrize("name", NOT_TOLD)

@@ -97,8 +97,8 @@ class Recurrent(eqx.Module):
 
 def keras_recurrent():
     tokens = keras.Input((6,), dtype="int32")
-    x = L.Dense(5, "tanh", name="mix")(L.LSTM(5)(L.Embedding(11, 4)(tokens)))
-    return keras.Model(tokens, L.Dense(3)(x))
+    x = L.LSTM(5, name="lstm")(L.Embedding(11, 4, name="embedding")(tokens))
+    return keras.Model(tokens, L.Dense(3, name="dense")(L.Dense(5, "tanh", name="mix")(x)))
 
 
 def nnx_port():
