@@ -1,5 +1,7 @@
 """Which leaf is which of Keras's variables, what `rename` and `skip` make of it, and what is refused."""
 
+import random
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -324,3 +326,34 @@ def test_nothing_is_guessed(name):
     params = tree_of({layer: {"kernel": held} if isinstance(held, tuple) else held for layer, held in tree.items()})
     with pytest.raises(ValueError, match="Shapes, names and order must tell which .*Received: .*Write a `rename`"):
         ok.suggest_rename(training_of(shapes), params)
+
+
+WORDS = {
+    "dense": ["mlp", "linear"],
+    "norm": ["ln", "n"],
+    "query": ["query", "q"],
+    "key": ["key", "k"],
+    "up": ["up", "w1"],
+}
+SHAPES = {"norm": (4,), "up": (4, 8)}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_suggestion_is_wrong(seed):
+    """Over models of random names, of which most can be told and some cannot."""
+    draw = random.Random(seed)
+    ours, theirs = draw.choice(["block_{}/{}", "block_{}_{}", "b{}.{}"]), draw.choice(["blocks/{}/{}", "layer{}_{}"])
+    here = {name: draw.choice([name, *words]) for name, words in draw.sample(list(WORDS.items()), draw.randint(1, 5))}
+    shapes, flat, truth = {"w": (1,)}, {"w": jnp.zeros(1)}, {"w": "w"}
+    for i in range(draw.randint(1, 11)):
+        for name, word in here.items():
+            place, shape = f"{theirs.format(i, word)}/kernel", SHAPES.get(name, (4, 4))
+            truth[place] = f"{ours.format(i, name)}/kernel"
+            shapes[truth[place]], flat[place] = shape, jnp.zeros(shape)
+    training = training_of(shapes)
+    try:
+        rename = ok.suggest_rename(training, flat)
+    except ValueError:
+        return
+    restored, _ = training.restore(flat, rename=rename)
+    assert all(np.array_equal(leaf, training.variables[truth[place]]) for place, leaf in restored.items())
