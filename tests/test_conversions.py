@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import optax_kadam as ok
-from optax_kadam.keras_files import _match
+from optax_kadam.keras_files import _match, _origin
 
 from .helpers import keras_rules
 from .sparing import mostly_slow
@@ -39,7 +39,7 @@ def carried(layer, shape, params, rename, skip=()):
     pairs = list(zip(origins, map(np.asarray, jax.tree.leaves(params)), strict=True))
     for path, array in arrays.items():
         held = [(origin, leaf) for origin, leaf in pairs if origin and origin.variable == path]
-        np.testing.assert_array_equal(_match.variable_of(held, array.shape), array)
+        np.testing.assert_array_equal(_origin.variable_of(held, array.shape), array)
     return x, layer(x), params
 
 

@@ -1,58 +1,16 @@
-"""Each leaf of a tree is matched with one of Keras's variables, or a part of one: by path or, in a list, by position.
-
-An `Origin` says where the numbers of a leaf come from: `Origin.leaf` takes them there, `variable_of` takes them back.
-"""
+"""Each leaf of a tree is matched with one of Keras's variables or a part of one: by path, or in a list by position."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
-from optax_kadam.conversions import Conversion, unchanged
+from optax_kadam.keras_files._leaves import is_flat, leaf_path, leaves_of
+from optax_kadam.keras_files._origin import Origin, check_moves_only, origin_of
 from optax_kadam.keras_files._pairs import paired
 from optax_kadam.keras_files._rename import Rename, check_rename, renamed
-from optax_kadam.keras_files._words import (
-    LeafShape,
-    Names,
-    Shape,
-    conversions,
-    converted_shape,
-    flax_path,
-    library_names,
-    same_but_for_ones,
-)
-
-Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
-
-_COLLECTIONS = ("params", "batch_stats")  # Flax Linen's paths begin so, and Keras's do not.
-
-
-class Origin(NamedTuple):
-    """Where the numbers of a leaf come from: one of Keras's variables, and the conversion into the leaf."""
-
-    variable: str
-    conversion: Conversion = unchanged
-
-    def leaf(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        """Return the leaf made of the variable's array; axes of length one are as in `shape` if that is all."""
-        made = self.conversion(array)
-        return made.reshape(shape) if same_but_for_ones(made.shape, shape) else made
-
-
-def variable_of(leaves: Sequence[tuple[Origin, np.ndarray]], shape: Shape) -> np.ndarray:
-    """Return the array of one of Keras's variables, made of the leaves that hold it.
-
-    The conversions are undone: each is done to the numbers of the places, which says where a number has come from.
-    """
-    if len(leaves) == 1 and leaves[0][0].conversion is unchanged:
-        return leaves[0][1].reshape(shape)
-    array = np.empty(shape, leaves[0][1].dtype)
-    for origin, leaf in leaves:
-        places = origin.conversion(_places(shape))
-        array.reshape(array.size)[places] = leaf.reshape(places.shape)
-    return array
+from optax_kadam.keras_files._words import LeafShape, Names, Shape, flax_path, library_names
 
 
 def match_leaves(
@@ -77,8 +35,8 @@ def match_leaves(
     """
     _check_skip(skip)
     check_rename(rename, shapes)
-    leaves = _leaves(tree)
-    if _is_flat(tree):
+    leaves = leaves_of(tree)
+    if is_flat(tree):
         if len(leaves) not in (len(shapes), len(required)) or skip:
             wanted = required or list(shapes)
             raise ValueError(
@@ -101,12 +59,12 @@ def match_leaves(
 
 def suggest(tree: object, shapes: Mapping[str, Shape], required: Sequence[str]) -> dict[str, str]:
     """Return a `rename` with which `match_leaves` matches `tree`: see `suggest_rename`."""
-    if _is_flat(tree):
+    if is_flat(tree):
         raise TypeError(
             f"`params` must be a tree with names. Received: params={type(tree).__name__} of arrays. "
             "Those of a list are in Keras's order, and need no `rename`."
         )
-    leaves = _leaves(tree)
+    leaves = leaves_of(tree)
     matching = _Matching(leaves, shapes, None, required)
     proposal, undecided = matching.proposal() if matching.problems else ({}, {})
     tried = _Matching(leaves, shapes, proposal, required)
@@ -149,58 +107,23 @@ class _Matching:
 
     def origins(self) -> dict[str, Origin]:
         """Return the origins of the leaves by path."""
-        origins = {path: _origin(path, c, self.leaves, self.shapes) for path, c in self.candidates.items() if c}
+        origins: dict[str, Origin] = {}
+        for path, candidate in self.candidates.items():
+            if candidate:
+                variable, given = candidate.variable, candidate.names[path]
+                shape = self.shapes[variable]
+                origins[path] = (
+                    Origin(variable, given) if given else origin_of(path, self.leaves[path], variable, shape)
+                )
         for variable in {c.variable for c in self.candidates.values() if c and c.is_given}:
             parts = [origin.conversion for origin in origins.values() if origin.variable == variable]
-            _check_moves_only(variable, parts, self.shapes[variable])
+            check_moves_only(variable, parts, self.shapes[variable])
         return origins
 
     def proposal(self) -> tuple[dict[str, str], dict[str, list[str]]]:
         """Return a `rename` as far as it can be told, and the candidates of the layers that it leaves out."""
         shapes = {path: shape for path, shape in self.shapes.items() if path not in self.unwanted}
         return paired(self.leaves, shapes, self.required, model_name(self.shapes))
-
-
-def leaf_path(path: Sequence[object]) -> str:
-    """Return the path of a leaf as Flax writes it: `d1/kernel`."""
-    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":
-        names.pop()  # A variable of Flax NNX holds its array so.
-    if len(names) > 1 and names[0] in _COLLECTIONS:
-        names = names[1:]
-    return "/".join(names).removesuffix(":0")
-
-
-def _is_flat(tree: object) -> bool:
-    is_list = isinstance(tree, list | tuple)
-    return is_list and jax.tree.structure(tree) == jax.tree.structure([0] * len(jax.tree.leaves(tree)))
-
-
-def _leaves(tree: object) -> dict[str, LeafShape]:
-    """Return the shape of each leaf by its path, and the class of Equinox that holds it."""
-    leaves: dict[str, LeafShape] = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        name = leaf_path(path)
-        if name in leaves:
-            raise ValueError(
-                f"Each leaf must have a path of its own. Received: {name!r} twice. Take one of the two out of the tree."
-            )
-        leaves[name] = LeafShape(tuple(getattr(leaf, "shape", ())), _layer_of_equinox(tree, path))
-    return leaves
-
-
-def _layer_of_equinox(tree: Any, path: Sequence[object]) -> str:
-    """Return the name of the class in `equinox.nn` whose attribute a leaf is, or "" if it is of another."""
-    for key in path[:-1]:
-        match key:
-            case jax.tree_util.GetAttrKey(name=name):
-                tree = getattr(tree, name)
-            case jax.tree_util.DictKey(key=index) | jax.tree_util.SequenceKey(idx=index):
-                tree = tree[index]
-            case _:
-                return ""
-    classes = (made for made in type(tree).__mro__ if made.__module__.startswith("equinox.nn."))
-    return next((made.__name__ for made in classes), "")
 
 
 class _Candidate(NamedTuple):
@@ -316,48 +239,3 @@ def _problems(
         elif absent:
             problems.append(f"no leaf {', '.join(map(repr, absent))} for a part of {variable!r}")
     return problems
-
-
-def _origin(path: str, candidate: _Candidate, leaves: Mapping[str, LeafShape], shapes: Mapping[str, Shape]) -> Origin:
-    """Return the origin of a leaf. If nothing says by which conversion it comes about, its shape must."""
-    variable, names, _ = candidate
-    leaf, shape = leaves[path], shapes[variable]
-    if (given := names[path]) is not None:
-        return Origin(variable, given)
-    possible = conversions(variable, shape, path, leaf.layer)
-    fitting = [made for made in possible if same_but_for_ones(converted_shape(made, shape), leaf.shape)]
-    if len(fitting) > 1:
-        places = [made(_places(shape)).reshape(-1) for made in fitting]
-        if any(not np.array_equal(other, places[0]) for other in places[1:]):
-            raise ValueError(
-                "It must be known how a leaf holds the axes of a kernel. "
-                f"Received: {path!r}, which may be {variable!r} of shape {list(shape)} as Keras has it or transposed. "
-                f"Say which with `rename`: `{{{_last_two(variable)!r}: {{{_last_two(path)!r}: "
-                "ok.conversions.unchanged}}`, or `out_first`, or `transposed_conv`."
-            )
-    return Origin(variable, next(iter(fitting or possible)))
-
-
-def _last_two(path: str) -> str:
-    return "/".join(path.removesuffix(":0").split("/")[-2:])
-
-
-def _check_moves_only(variable: str, parts: Sequence[Conversion], shape: Shape) -> None:
-    """Raise if the conversions of a variable do not take each of its numbers to one place."""
-    try:
-        numbers = [np.asarray(part(_places(shape))).reshape(-1) for part in parts]
-    except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"A conversion must take an array of the shape of Keras's. Received: {error!r} for {variable!r} of shape "
-            f"{list(shape)}. Name in `rename` the variable that it is for, such as the kernel and not the whole layer."
-        ) from error
-    found = np.sort(np.concatenate(numbers))
-    if not np.array_equal(found, _places(shape).reshape(-1)):
-        raise ValueError(
-            "Conversions must take each number of Keras's array to one place, and change none. Received: those of "
-            f"{variable!r}, which leave out, repeat or change some. Transpose, reshape, flip, or take parts."
-        )
-
-
-def _places(shape: Shape) -> np.ndarray:
-    return np.arange(int(np.prod(shape))).reshape(shape)

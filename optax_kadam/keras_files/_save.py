@@ -20,8 +20,10 @@ from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._hdf5_attribute import attribute_patches
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
-from optax_kadam.keras_files._match import Origin, leaf_path, match_leaves, variable_of
+from optax_kadam.keras_files._leaves import leaf_path
+from optax_kadam.keras_files._match import match_leaves
 from optax_kadam.keras_files._open import archive_contents, hdf5_contents
+from optax_kadam.keras_files._origin import Origin, variable_of
 from optax_kadam.keras_files._rename import Rename, unused_keys
 from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files._whole_file import whole_file
