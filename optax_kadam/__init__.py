@@ -14,13 +14,15 @@
 
 **Keras's files.** `load_keras` reads a training, a `KerasTraining`, `save_keras` writes one; `from_config` and
 `to_config` do so with the configuration of an optimizer. `KerasTraining.from_model` reads a live model of Keras's, and
-`update_model` writes into it.
+`update_model` writes into it. `suggest_rename` proposes which of Keras's layers is which part of a tree; `conversions`
+are ways in which a leaf holds what Keras keeps in another form.
 
 **Tables.** `RowUpdates` is the gradient of some rows, `value_and_row_grad` takes it, and `add_gradients`,
 `scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps tables whose step costs the rows
 that it touches.
 """
 
+from optax_kadam import conversions as conversions
 from optax_kadam import schedules as schedules
 from optax_kadam._gradients import RowUpdates as RowUpdates
 from optax_kadam._hyperparameter import Hyperparameter as Hyperparameter
@@ -39,6 +41,7 @@ from optax_kadam.embeddings._row_gradients import value_and_row_grad as value_an
 from optax_kadam.embeddings._table import DeferredTable as DeferredTable
 from optax_kadam.keras_files._live import update_model as update_model
 from optax_kadam.keras_files._save import save_keras as save_keras
+from optax_kadam.keras_files._suggest import suggest_rename as suggest_rename
 from optax_kadam.keras_files._training import KerasTraining as KerasTraining
 from optax_kadam.keras_files._training import load_keras as load_keras
 from optax_kadam.stages._adam import ScaleByKadamState as ScaleByKadamState

@@ -26,9 +26,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from optax_kadam.commands._progress import lazy_arrays, size, watched
-from optax_kadam.keras_files import _match
+from optax_kadam.keras_files._match import model_name
 from optax_kadam.keras_files._open import hints_of, opened
+from optax_kadam.keras_files._rename import renamed, unused_keys
 from optax_kadam.keras_files._training import KerasTraining, read
+from optax_kadam.keras_files._words import flax_path
 
 
 def convert(
@@ -111,18 +113,17 @@ def flax_paths(variables: Iterable[str], rename: Mapping[str, str]) -> dict[str,
     no variable would be left in a layer.
     """
     paths = list(variables)
-    for part in rename:
-        if all(_match.renamed(path, {part: f"{part}-"}) == path for path in paths):
-            raise ValueError(
-                f"`--rename` must name parts of Keras's paths. Received: {part!r}. The paths are {', '.join(paths)}."
-            )
-    model = _match.model_name(paths)
+    if unused := unused_keys(rename, paths):
+        raise ValueError(
+            f"`--rename` must name parts of Keras's paths. Received: {unused[0]!r}. The paths are {', '.join(paths)}."
+        )
+    model = model_name(paths)
     if model in rename or all(path.count("/") == 1 for path in paths):
         model = None
-    renamed = {path: _match.renamed(path, rename) for path in paths}
+    here = {path: next(iter(renamed(path, rename))) for path in paths}
     new_paths = {
-        path: _match.flax_path(new, without_model=model is not None and new.startswith(f"{model}/"))
-        for path, new in renamed.items()
+        path: flax_path(new, without_model=model is not None and new.startswith(f"{model}/"))
+        for path, new in here.items()
     }
     _check_nestable(new_paths)
     return new_paths

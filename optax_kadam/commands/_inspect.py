@@ -13,7 +13,7 @@ from optax_kadam.commands._progress import size, watched
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._open import hints_of, opened
-from optax_kadam.keras_files._training import KerasTraining, read
+from optax_kadam.keras_files._training import EXCLUSIONS, KerasTraining, read
 
 _CHUNK = 1 << 20  # How many elements are converted to float64 at a time.
 _ORDERS = {
@@ -56,6 +56,8 @@ def _without_arrays(contents: Contents) -> Contents:
 
 def _heading(path: pathlib.Path, scalars: KerasTraining, has_state: bool) -> dict[str, str]:
     heading = {"file": str(path), "generation": scalars.generation, "optimizer": _optimizer(scalars.config)}
+    if scalars.config is not None and parse(scalars.config).arguments.get("weight_decay"):
+        heading["weight decay"] = f"of all parameters, as far as can be told: {EXCLUSIONS}"
     if not has_state:
         return heading | {"state": "none: the file holds weights alone"}
     if scalars.order is not None:

@@ -25,7 +25,7 @@ from optax_kadam.config._parse import OptimizerConfig, parse
 from optax_kadam.config._values import KERAS_PACKAGES, plain
 from optax_kadam.keras_files._contents import Contents, Slots, Variable, counted
 from optax_kadam.keras_files._lazy_array import LazyArray, aligned_empty
-from optax_kadam.keras_files._match import Rename
+from optax_kadam.keras_files._rename import Rename
 from optax_kadam.keras_files._save import replacements
 
 _CLASSES = ("Adam", "AdamW", "LossScaleOptimizer", "LossScaleOptimizerV3")
@@ -48,7 +48,7 @@ def update_model(
     opt_state: optax.OptState,
     *,
     optimizer: Any = None,
-    rename: Rename = None,
+    rename: Rename | None = None,
     non_trainable: object = None,
 ) -> None:
     """Write a training into a live Keras model, whose `fit` then goes on from it.

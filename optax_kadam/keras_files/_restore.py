@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_kadam.keras_files._match import Leaf, Rename, leaf_path, match_leaves
+from optax_kadam.conversions import unchanged
+from optax_kadam.keras_files._leaves import Leaf, leaf_path
+from optax_kadam.keras_files._match import match_leaves
+from optax_kadam.keras_files._origin import Origin
+from optax_kadam.keras_files._rename import Rename
 
 Arrays = Mapping[str, np.ndarray]
 Tree = TypeVar("Tree")
@@ -23,7 +27,8 @@ def restore(
     scalars: Mapping[str, float],
     params: Tree,
     tx: optax.GradientTransformation,
-    rename: Rename,
+    rename: Rename | None,
+    skip: Sequence[str],
 ) -> tuple[Tree, optax.OptState]:
     """Return `params` filled with Keras's weights, and the state of `tx` filled with Keras's slots and scalars.
 
@@ -34,9 +39,10 @@ def restore(
       params: the tree to fill: see `KerasTraining.restore`.
       tx: the transformation whose state is filled.
       rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
+      skip: what is not carried over: see `KerasTraining.restore`.
     """
-    keras_paths = match_leaves(params, list(variables), rename, list(slots["mu"]))
-    like = _by_path(params, keras_paths)
+    origins = match_leaves(params, _shapes(variables), rename, list(slots["mu"]), skip)
+    like = _by_path(params, origins)
     kept = jax.eval_shape(tx.init, params)
     names = {_slot(path)[0] for path, _ in jax.tree.leaves_with_path(kept)}
     _check_kept(names, slots)
@@ -49,12 +55,11 @@ def restore(
     leaves, found = [], set()
     for path, leaf in jax.tree.leaves_with_path(kept):
         name, inner = _slot(path)
-        if name in fillings and (name, leaf_path(inner)) not in found:
+        if name == "acc_grads":  # Those of `optax.MultiSteps`: Keras saves between two windows.
+            leaves.append(jnp.zeros(leaf.shape, leaf.dtype, device=_placement(like[leaf_path(inner)][1])))
+        elif name in fillings and (name, leaf_path(inner)) not in found:
             found.add((name, leaf_path(inner)))
-            filling = fillings[name]
-            if name == "acc_grads":  # These may be of a wider dtype than the variable.
-                filling = {like[leaf_path(inner)][0]: np.zeros(leaf.shape, leaf.dtype)}
-            leaves.append(_placed(inner, leaf, like, filling))
+            leaves.append(_placed(inner, leaf, like, fillings[name], begins_at_leaf=name == "average"))
         elif not name and _is_number(leaf):
             leaves.append(_number(path, next(numbers), scalars))
         else:
@@ -63,7 +68,11 @@ def restore(
                 f"{jax.tree_util.keystr(path)} of shape {leaf.shape} in its state, which no file of Keras's holds. "
                 "Restore the state of the part that is Adam, and begin the others with `init`."
             )
-    return _filled(params, params, keras_paths, variables), jax.tree.unflatten(jax.tree.structure(kept), leaves)
+    return _filled(params, like, variables), jax.tree.unflatten(jax.tree.structure(kept), leaves)
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    return {path: array.shape for path, array in arrays.items()}
 
 
 def _check_kept(names: Collection[str], slots: Mapping[str, Arrays]) -> None:
@@ -112,14 +121,15 @@ def _number(path: Sequence[object], initial: jax.Array, scalars: Mapping[str, fl
     return jnp.asarray(value, initial.dtype)
 
 
-def fill(variables: Arrays, tree: Tree, rename: Rename) -> Tree:
+def fill(variables: Arrays, tree: Tree, rename: Rename | None) -> Tree:
     """Return `tree` filled with Keras's weights: see `KerasTraining.fill`."""
-    return _filled(tree, tree, match_leaves(tree, list(variables), rename, ()), variables)
+    return _filled(tree, _by_path(tree, match_leaves(tree, _shapes(variables), rename, ())), variables)
 
 
-def get(state: optax.OptState, name: str) -> Any:
-    """Return the field `name` of a state, or None; unlike `optax.tree.get`, ignore a parameter of that name."""
-    return optax.tree.get(state, name, None, filtering=_is_field)
+def get_all(state: optax.OptState, name: str) -> list[Any]:
+    """Return every field `name` of a state that is not None. A parameter of that name is none."""
+    found = optax.tree.get_all_with_path(state, name, filtering=_is_field)
+    return [value for _, value in found if value is not None]
 
 
 def _is_field(path: Sequence[object], value: object) -> bool:
@@ -127,34 +137,49 @@ def _is_field(path: Sequence[object], value: object) -> bool:
     return bool(path) and isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
 
-def _filled(tree: Tree, params: object, keras_paths: Sequence[str], arrays: Arrays) -> Tree:
-    """Return `tree` filled with the arrays of its variables.
+def _filled(tree: Tree, like: Mapping[str, tuple[Origin | None, Leaf]], arrays: Arrays) -> Tree:
+    """Return `tree` filled with the arrays of its variables."""
+    return jax.tree.map_with_path(lambda path, leaf: _placed(path, leaf, like, arrays, begins_at_leaf=True), tree)
 
-    The leaves of `tree` are some of those of `params`; `keras_paths` has the variable of each leaf of `params`.
+
+def _by_path(params: object, origins: Sequence[Origin | None]) -> dict[str, tuple[Origin | None, Leaf]]:
+    """Return the origin and the leaf of `params` for each path in `params`."""
+    leaves = zip(jax.tree.leaves_with_path(params), origins, strict=True)
+    return {leaf_path(path): (origin, leaf) for (path, leaf), origin in leaves}
+
+
+def _placed(
+    path: Sequence[object],
+    leaf: Leaf,
+    like: Mapping[str, tuple[Origin | None, Leaf]],
+    arrays: Arrays,
+    *,
+    begins_at_leaf: bool,
+) -> Leaf:
+    """Return what fills the leaf at `path`, which must have the shape and dtype of `leaf`, where it belongs.
+
+    A leaf that is skipped stays as it is in `params`; in a slot it is zero, unless the slot begins at the parameter.
     """
-    like = _by_path(params, keras_paths)
-    return jax.tree.map_with_path(lambda path, leaf: _placed(path, leaf, like, arrays), tree)
-
-
-def _by_path(params: object, keras_paths: Sequence[str]) -> dict[str, tuple[str, Leaf]]:
-    """Return Keras's variable and the leaf of `params` for each path in `params`."""
-    leaves = zip(jax.tree.leaves_with_path(params), keras_paths, strict=True)
-    return {leaf_path(path): (variable, leaf) for (path, leaf), variable in leaves}
-
-
-def _placed(path: Sequence[object], leaf: Leaf, like: Mapping[str, tuple[str, Leaf]], arrays: Arrays) -> jax.Array:
-    """Return the array of the variable at `path`, which must have the shape and dtype of `leaf`, where it belongs."""
-    variable, param = like[leaf_path(path)]
-    array = arrays[variable]
+    origin, param = like[leaf_path(path)]
+    if origin is None:
+        if isinstance(param, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"A leaf in `skip` must be an array, as it stays. Received: {type(param).__name__} at "
+                f"{leaf_path(path)!r}. Hand over its value."
+            )
+        return param if begins_at_leaf else jnp.zeros(leaf.shape, leaf.dtype, device=_placement(param))
+    array = origin.leaf(arrays[origin.variable], leaf.shape)
     if leaf.shape != array.shape or leaf.dtype != array.dtype:
+        converted = "" if origin.conversion is unchanged else " after its conversion"
         raise ValueError(
             f"A leaf must have the shape and dtype that Keras saved. Received: {leaf.dtype}{list(leaf.shape)} "
-            f"at {leaf_path(path)!r}, where {variable!r} is {array.dtype}{list(array.shape)}."
+            f"at {leaf_path(path)!r}, where {origin.variable!r} is {array.dtype}{list(array.shape)}{converted}. "
+            "If the leaf holds the same numbers in another form, give `rename` a conversion: see `ok.conversions`."
         )
     on_device = jax.device_put(array, _placement(param))
     if on_device.dtype != array.dtype:
         raise ValueError(
-            f"JAX must keep the dtype that Keras saved. Received: {array.dtype} at {variable!r}. "
+            f"JAX must keep the dtype that Keras saved. Received: {array.dtype} at {origin.variable!r}. "
             "Set `jax.config.update('jax_enable_x64', True)`."
         )
     return on_device

@@ -20,11 +20,15 @@ from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._hdf5_attribute import attribute_patches
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
-from optax_kadam.keras_files._match import Rename, leaf_path, match_leaves
+from optax_kadam.keras_files._leaves import leaf_path
+from optax_kadam.keras_files._match import match_leaves
 from optax_kadam.keras_files._open import archive_contents, hdf5_contents, hints_of
+from optax_kadam.keras_files._origin import Origin, variable_of
+from optax_kadam.keras_files._rename import Rename, unused_keys
 from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files._told import Trainable
 from optax_kadam.keras_files._whole_file import whole_file
+from optax_kadam.keras_files._words import converted_shape, same_but_for_ones
 from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE as HDF5_SIGNATURE
 from optax_kadam.keras_files.containers._hdf5 import read_hdf5
@@ -42,7 +46,7 @@ def save_keras(
     opt_state: optax.OptState,
     *,
     template: str | pathlib.Path,
-    rename: Rename = None,
+    rename: Rename | None = None,
     non_trainable: object = None,
     config: Mapping[str, object] | None = None,
     trainable: Trainable | None = None,
@@ -58,8 +62,10 @@ def save_keras(
     Args:
       path: the path of the file to write. It has the format of `template`: `.keras`, `.weights.h5` or the whole-model
         `.h5`; or it is `.weights.h5` with a `.keras` template.
-      params: the parameters: a tree as in `KerasTraining.restore`, whose leaves are matched in the same way.
-      opt_state: the state of the optimizer for `params`: of `kadam`, alone or inside `optax.chain` and the like.
+      params: the parameters: a tree as in `KerasTraining.restore`, whose leaves are matched in the same way, and
+        converted back.
+      opt_state: the state of the optimizer for `params`, or an `nnx.Optimizer` that holds it: of `kadam` or
+        `optax.adam`, alone or inside `optax.chain` and the like. The `count` of optax is written as `iterations`.
       template: a file that Keras saved of the model and of an optimizer with the same arguments, after the optimizer
         was built. It may be `path`. It is opened once, so that it may be replaced meanwhile.
       rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
@@ -73,7 +79,8 @@ def save_keras(
       FileNotFoundError: if there is no `template`, or no folder for `path`.
       TypeError: if a leaf is not an array.
       ValueError: if a variable is missing, left over, or of another shape or dtype; if the optimizer of the template
-        keeps other state, or none; if the formats of `path` and `template` do not go together.
+        keeps other state, or none; if `opt_state` says no number of steps, or several; if the formats of `path` and
+        `template` do not go together.
       OSError: if the system refuses to write: its `errno` says why, and its `filename` is `path`.
       ImportError: if h5py is missing, which is needed for another learning rate in a whole-model `.h5`.
 
@@ -145,7 +152,7 @@ def replacements(
     contents: Contents,
     params: object,
     opt_state: optax.OptState,
-    rename: Rename,
+    rename: Rename | None,
     non_trainable: object,
     holder: str = "template",
 ) -> Iterator[tuple[LazyArray, np.ndarray]]:
@@ -164,60 +171,99 @@ def replacements(
         raise ValueError(f"`template` must hold the state of an optimizer. Received: a template without one. {_BUILT}")
     trainable = {variable.path: variable.array for variable in contents.variables if variable.is_trainable}
     others = {variable.path: variable.array for variable in contents.variables if not variable.is_trainable}
-    paths = list(trainable)
-    keras_paths = match_leaves(params, [*paths, *others], rename, paths)
-    leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(params)]
-    variable_of = dict(zip(leaves, keras_paths, strict=True))
-    in_state = {name for name in _restore.SLOTS if _restore.get(opt_state, name) is not None}
-    if in_state != set(slots.arrays()):
+    state = getattr(opt_state, "opt_state", opt_state)  # `nnx.Optimizer` and a TrainState of Flax hold it so.
+    kept = {name: trees for name in _restore.SLOTS if (trees := _restore.get_all(state, name))}
+    if set(kept) != set(slots.arrays()):
         raise ValueError(
             f"`opt_state` must be what the {holder}'s optimizer keeps: {', '.join(slots.arrays())}. "
-            f"Received: {', '.join(sorted(in_state)) or 'none of it'}. "
+            f"Received: {', '.join(sorted(kept)) or 'none of it'}. "
             f"Take a {holder} whose optimizer has the arguments of yours."
         )
-    trees = {"params": (params, list(trainable.values()))}
-    trees |= {name: (_restore.get(opt_state, name), arrays) for name, arrays in slots.arrays().items()}
-    for name, (tree, arrays) in trees.items():
-        by_path = dict(zip(paths, arrays, strict=True))
-        found = {variable_of[leaf_path(path)]: leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-        for path in paths:
-            if path not in found:
-                raise ValueError(f"`{name}` must hold every variable. Received: no leaf for {path!r}.")
-            yield by_path[path], _fitting(found[path], by_path[path], path, name, holder)
-    for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale"):
-        old, value = getattr(slots, name), _number(opt_state, name)
-        if name == "iterations" and value is None:
-            raise ValueError(
-                "`opt_state` must hold the number of steps. Received: a state without `iterations`. "
-                "Hand over the state of `kadam` as a whole."
-            )
+    yield slots.iterations, np.asarray(_steps(state), slots.iterations.dtype)
+    for name in ("learning_rate", "step_counter", "dynamic_scale"):
+        old, value = getattr(slots, name), _number(state, name)
         if old is not None and value is not None:
             yield old, np.asarray(value, old.dtype)
-    for path, leaf in zip(keras_paths, jax.tree.leaves(params), strict=True):
-        if path in others:
-            yield others[path], _fitting(leaf, others[path], path, "params", holder)
+    arrays = trainable | others
+    origins = _origins(params, arrays, rename, list(trainable))
+    yield from _put_back([params], "params", origins, arrays, holder)
+    trained = {path: origin for path, origin in origins.items() if origin.variable in trainable}
+    for name, listed in slots.arrays().items():
+        yield from _put_back(kept[name], name, trained, dict(zip(trainable, listed, strict=True)), holder)
     if non_trainable is not None:
-        keras_paths = match_leaves(non_trainable, list(others), rename, ())
-        for path, leaf in zip(keras_paths, jax.tree.leaves(non_trainable), strict=True):
-            yield others[path], _fitting(leaf, others[path], path, "non_trainable", holder)
+        if isinstance(rename, Mapping):
+            unused = unused_keys(rename, others)
+            rename = {key: value for key, value in rename.items() if key not in unused}
+        origins = _origins(non_trainable, others, rename, ())
+        yield from _put_back([non_trainable], "non_trainable", origins, others, holder)
 
 
-def _fitting(leaf: object, old: LazyArray, path: str, name: str, holder: str) -> np.ndarray:
+def _origins(
+    tree: object, arrays: Mapping[str, LazyArray], rename: Rename | None, required: Sequence[str]
+) -> dict[str, Origin]:
+    """Return the origin of each leaf by its path."""
+    origins = match_leaves(tree, {path: array.shape for path, array in arrays.items()}, rename, required)
+    leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(tree)]
+    return {leaf: origin for leaf, origin in zip(leaves, origins, strict=True) if origin is not None}
+
+
+def _put_back(
+    trees: Sequence[object], name: str, origins: Mapping[str, Origin], arrays: Mapping[str, LazyArray], holder: str
+) -> Iterator[tuple[LazyArray, np.ndarray]]:
+    """Yield pairs of an old array and the one made of the leaves that hold it, in one of `trees` each."""
+    leaves: dict[str, object] = {}
+    for path, leaf in (pair for tree in trees for pair in jax.tree.leaves_with_path(tree)):
+        if leaves.setdefault(leaf_path(path), leaf) is not leaf:
+            raise ValueError(
+                "`opt_state` must hold each slot of a parameter once. "
+                f"Received: {name!r} of {leaf_path(path)!r} twice. Hand over the state of one optimizer."
+            )
+    made: dict[str, list[tuple[Origin, np.ndarray]]] = {}
+    for path, origin in origins.items():
+        variable = origin.variable
+        if path not in leaves:
+            raise ValueError(
+                f"`{name}` must hold every variable, at the paths in `params`. Received: no leaf {path!r} for "
+                f"{variable!r}. Hand over the state of the optimizer of these `params`."
+            )
+        fitting = _fitting(leaves[path], origin, arrays[variable], name, holder)
+        made.setdefault(variable, []).append((origin, fitting))
+    for variable, held in made.items():
+        yield arrays[variable], variable_of(held, arrays[variable].shape)
+
+
+def _fitting(leaf: object, origin: Origin, old: LazyArray, name: str, holder: str) -> np.ndarray:
+    """Return the leaf as an array, or raise if it is none, or not of the old shape and dtype."""
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise TypeError(
-            f"`{name}` must hold arrays. Received: {type(leaf).__name__} for {path!r}. Hand over the array itself."
+            f"`{name}` must hold arrays. Received: {type(leaf).__name__} for {origin.variable!r}. "
+            "Hand over the array itself."
         )
-    if leaf.shape != old.shape or leaf.dtype != old.dtype:
+    shape = converted_shape(origin.conversion, old.shape)
+    if not same_but_for_ones(shape, leaf.shape) or leaf.dtype != old.dtype:
         raise ValueError(
             f"`{name}` must have the shapes and dtypes of the {holder}. Received: {leaf.dtype}{list(leaf.shape)} "
-            f"for {path!r}, which is {old.dtype}{list(old.shape)} there."
+            f"for {origin.variable!r}, which is {old.dtype}{list(shape)} there."
         )
     return np.asarray(leaf)
 
 
+def _steps(state: optax.OptState) -> np.ndarray:
+    """Return the number of steps: Keras's `iterations`, or else the `count` of optax, of which all must be the same."""
+    counts = _restore.get_all(state, "iterations") or _restore.get_all(state, "count")
+    numbers = {int(leaf): np.asarray(leaf) for leaf in jax.tree.leaves(counts)}
+    if len(numbers) != 1:
+        raise ValueError(
+            "`opt_state` must count the steps, and say one number. "
+            f"Received: {', '.join(map(str, sorted(numbers))) or 'neither `iterations` nor `count`'}. "
+            "Hand over the whole state of the optimizer that trained `params`."
+        )
+    return next(iter(numbers.values()))
+
+
 def _number(opt_state: optax.OptState, name: str) -> np.ndarray | None:
     """Return the number `name` of the state, or None. `nnx.Optimizer` wraps its array, hence the leaves."""
-    leaves = jax.tree.leaves(_restore.get(opt_state, name))
+    leaves = jax.tree.leaves(_restore.get_all(opt_state, name))
     return np.asarray(leaves[0]) if leaves else None
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents, Order
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._live import live_contents
-from optax_kadam.keras_files._match import Rename
 from optax_kadam.keras_files._open import hints_of, opened
+from optax_kadam.keras_files._rename import Rename
 from optax_kadam.keras_files._restore import Tree
 from optax_kadam.keras_files._told import Trainable
 from optax_kadam.stages._weight_decay import Mask
 
 Arrays = dict[str, np.ndarray]
+EXCLUSIONS = "what `exclude_from_weight_decay` excluded is in no file"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,15 +101,20 @@ class KerasTraining:
     def __repr__(self) -> str:
         slots = [name for name in _restore.SLOTS if getattr(self, name) is not None]
         rate = "" if self.learning_rate is None else f"learning_rate={self.learning_rate}, "
+        decay = None if self.config is None else self._parsed().arguments.get("weight_decay")
         return (
             f"KerasTraining(generation={self.generation!r}, iterations={self.iterations}, {rate}"
-            f"variables: {len(self.variables)}, slots: {', '.join(slots) or 'none'})"
+            f"variables: {len(self.variables)}, slots: {', '.join(slots) or 'none'}"
+            f"{f', weight_decay={decay}: {EXCLUSIONS}' if decay else ''})"
         )
 
     def transformation(
         self, *, learning_rate: Hyperparameter | None = None, weight_decay_mask: Mask | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """Build the transformation that goes on as Keras's optimizer would. The arguments are those of `from_config`.
+
+        With weight decay, hand a `weight_decay_mask` over if Keras was told `exclude_from_weight_decay`: no file holds
+        what was excluded, so that without a mask all parameters decay here.
 
         Raises:
           ValueError: if the file holds no configuration, or one that cannot be honoured.
@@ -120,15 +126,19 @@ class KerasTraining:
         params: Tree,
         *,
         tx: optax.GradientTransformation | None = None,
-        rename: Rename = None,
+        rename: Rename | None = None,
+        skip: Sequence[str] = (),
     ) -> tuple[Tree, optax.OptState]:
         """Return `(params, opt_state)`: the tree `params` filled with Keras's weights, and Keras's state for it.
 
         Each leaf is matched with one of Keras's trainable variables by its path. A leading `params` in the path of a
-        leaf is ignored; so are the name of the model and `:0` in Keras's path. Flax's words stand for Keras's:
-        `embedding` for `embeddings`, `scale` for `gamma`, `bias` for `beta`. A flat list of arrays has no paths: its
-        arrays must be in Keras's order. If anything does not fit, nothing is restored. A leaf that Keras did not train
-        is filled too, and its moments begin at zero.
+        leaf is ignored; so are the name of the model and `:0` in Keras's path. Flax's and Equinox's words stand for
+        Keras's: `embedding` or `weight` for `embeddings`, `scale` or `weight` for `gamma`, `bias` for `beta`. Where
+        these lay a kernel out otherwise, it is converted, and its slots with it: a `weight` of Equinox, a depthwise
+        kernel, the gates of a recurrent cell. A square kernel that may be transposed is refused until `rename` says how
+        it is held: a `weight`, and that of a convolution whose name here or in Keras has `transpose`, `deconv` or `up`.
+        A flat list of arrays has no paths: its arrays must be in Keras's order. If anything does not fit, nothing is
+        restored. A leaf that Keras did not train is filled too, and its moments begin at zero.
 
         Args:
           params: a tree of the parameters to train, as arrays or `jax.ShapeDtypeStruct`s, whose sharding is kept: a
@@ -138,16 +148,32 @@ class KerasTraining:
             `masked`, `inject_hyperparams` or `MultiSteps`: each count of the steps is Keras's then, and a number that
             Keras does not keep is as `tx.init` makes it.
           rename: what Keras's paths are called in `params`: a function from a path of Keras's, which returns None for
-            one that keeps its name; or a mapping of parts of paths, such as `{"m/d1": "Dense_0"}`, of which the longest
-            that is found in a path is replaced.
+            one that keeps its name; or a mapping of parts of paths, such as `{"m/d1": "Dense_0"}`. All that are found
+            in a path are replaced; where two overlap, the longer is. Instead of a name a mapping may have
+            `{name: conversion}`, which says how the leaf holds the array, with several names for a variable that is
+            held in parts: see `optax_kadam.conversions`. `suggest_rename` proposes one.
+          skip: what is not carried over, by paths or their beginnings, as they are in `params` or in Keras. A leaf that
+            it names keeps its value, and its moments begin at zero; a variable of Keras's that it names needs no leaf.
+            Where both have the name, as a head that is replaced, both are meant. `save_keras` needs all of them again.
 
         Returns:
           The filled tree, and the state of `tx` for it. On a CPU they may share memory with this object, which JAX
           never writes to.
 
         Raises:
-          ValueError: if a variable is missing, left over, or of another shape or dtype: the message names both paths;
-            or if `tx` keeps other arrays than the file holds, such as those of `optax.trace`.
+          ValueError: if a variable is missing, left over, or of another shape or dtype: the message names both paths,
+            and proposes a `rename`; if `rename` or `skip` names what is not there; or if `tx` keeps other arrays than
+            the file holds, such as those of `optax.trace`.
+          TypeError: if `rename` is no mapping or function, or `skip` no list of paths.
+
+        Example:
+          >>> import jax
+          >>> training = load_keras("tests/golden/files/k3j/adam.keras")
+          >>> shapes = {"fc": {"weight": (6, 20), "bias": (6,)}, "bn": {"weight": (6,), "bias": (6,)}, "head": (6, 9)}
+          >>> params = jax.tree.map(jax.numpy.zeros, shapes, is_leaf=lambda x: type(x) is tuple)
+          >>> params, state = training.restore(params, rename={"d1": "fc"}, skip=["head", "emb", "d2"])
+          >>> bool((params["fc"]["weight"] == training.variables["m/d1/kernel"].T).all())
+          True
         """
         if self.mu is None:
             raise ValueError(
@@ -159,9 +185,9 @@ class KerasTraining:
             name: getattr(self, name) for name in ("iterations", "learning_rate", "step_counter", "dynamic_scale")
         }
         scalars = {name: number for name, number in numbers.items() if number is not None}
-        return _restore.restore(self.variables, slots, scalars, params, tx or self._plainest(), rename)
+        return _restore.restore(self.variables, slots, scalars, params, tx or self._plainest(), rename, skip)
 
-    def fill(self, tree: Tree, *, rename: Rename = None) -> Tree:
+    def fill(self, tree: Tree, *, rename: Rename | None = None) -> Tree:
         """Return `tree` filled with Keras's weights, whether they are trained or not.
 
         This also reads the moving statistics of a BatchNormalization, which Flax calls `mean` and `var`.

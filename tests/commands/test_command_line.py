@@ -121,6 +121,16 @@ def test_inspect_shows_the_optimizer(capsys, tmp_path):
     assert "hand it over with --config\n" in run(capsys, "inspect", FILES / "k3j" / "adam.weights.h5")
 
 
+@keras_rules()
+@pytest.mark.parametrize("decay", [None, 0.01])
+def test_what_no_file_tells_of_weight_decay_is_said(capsys, tmp_path, decay):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")], name="m")
+    compiled(model, keras.optimizers.Adam(weight_decay=decay)).save(tmp_path / "m.keras")
+    untold = "what `exclude_from_weight_decay` excluded is in no file"
+    assert (untold in run(capsys, "inspect", tmp_path / "m.keras")) == (decay is not None)
+    assert (f", weight_decay=0.01: {untold})" in repr(ok.load_keras(tmp_path / "m.keras"))) == (decay is not None)
+
+
 def test_the_command_runs_in_a_process_of_its_own():
     command = [sys.executable, "-m", "optax_kadam", "inspect", str(ADAM)]
     here = pathlib.Path(__file__).parents[2]

@@ -408,9 +408,9 @@ def test_nothing_is_written_unless_everything_fits():
             "`opt_state` must be what the model's optimizer keeps: mu, nu. ",
         ),
         (
-            (changed, ok.scale_by_kadam().init(params)),
+            (changed, (state, ok.scale_by_kadam().init(params))),
             {},
-            "must hold the number of steps. Received: a state without `iter",
+            "must hold each slot of a parameter once. Received: 'mu' of",
         ),
         ((changed, state), {"non_trainable": {"bn": {"x": jnp.zeros(3)}}}, "no variable for 'bn/x'"),
         ((changed, state), {"rename": {last: "other"}}, "no variable for"),

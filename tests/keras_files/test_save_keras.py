@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optax_kadam as ok
 from optax_kadam.keras_files import _save, _whole_file
 
+from ..helpers import keras_rules
 from ..sparing import mostly_slow
 
 FILES = pathlib.Path(__file__).parents[1] / "golden" / "files"
@@ -173,11 +175,80 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     half = params | {"m/d2/bias": jnp.zeros(3, jnp.float16)}
     refused(tmp_path, ValueError, r"float16\[3\] for 'm/d2/bias', which is float32\[3\] there", params=half)
     refused(tmp_path, ValueError, "`mu` must hold every variable", state=optax.tree.set(state, mu=without))
-    part = ok.scale_by_kadam().init(params)
-    refused(tmp_path, ValueError, "must hold the number of steps. Received: a state without `iterations`", state=part)
     refused(tmp_path, ValueError, "no variable for 'bn/x'", non_trainable={"bn": {"x": jnp.zeros(6)}})
     rate = optax.tree.set(state, learning_rate=jnp.float32(np.nan))
     refused(tmp_path, ValueError, "in a configuration must be a finite number. Received: learning_rate=nan", state=rate)
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.chain(optax.clip(1.0), tx)], ids=["alone", "chain"])
+@pytest.mark.parametrize("rate", [0.01, optax.constant_schedule(0.01)], ids=["number", "schedule"])
+@keras_rules()  # optax.adam needs them too.
+def test_the_steps_that_optax_counted_are_written(wrap, rate, tmp_path):
+    """They were the template's, beside new moments."""
+    training, tx = ok.load_keras(ADAM), wrap(optax.adam(rate))
+    params, state = training.restore({path: training.variables[path] for path in training.mu}, tx=tx)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    ok.save_keras(tmp_path / "x.keras", params, state, template=ADAM)
+    again = ok.load_keras(tmp_path / "x.keras")
+    assert again.iterations == 23
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.mu, optax.tree.get(state, "mu")))
+
+
+def test_a_state_in_parts_is_written(tmp_path):
+    training = ok.load_keras(ADAM)
+    labels = {path: "one" if "d1" in path else "two" for path in training.mu}
+    tx = optax.partition({"one": ok.kadam(), "two": ok.kadam()}, labels)
+    params, state = training.restore({path: training.variables[path] for path in training.mu}, tx=tx)
+    ok.save_keras(tmp_path / "x.keras", params, state, template=ADAM)
+    assert same(tmp_path / "x.keras", ADAM)
+
+
+def test_an_optimizer_of_nnx_may_be_handed_over(tmp_path):
+    class Model(nnx.Module):
+        def __init__(self, params):
+            self.layers = nnx.data({path: nnx.Param(leaf) for path, leaf in params.items()})
+
+    params, state = trained(ADAM)
+    model = Model(params)
+    optimizer = nnx.Optimizer(model, ok.kadam(), wrt=nnx.Param)
+    nnx.update(optimizer.opt_state, nnx.state(jax.tree.map(lambda leaf: leaf, state)))
+    rename = {path.removeprefix("m/"): f"layers/{path}" for path in params}
+    inside = nnx.state(model, nnx.Param)
+    ok.save_keras(tmp_path / "x.keras", inside, optimizer, template=ADAM, rename=rename)
+    ok.save_keras(tmp_path / "y.keras", inside, optimizer.opt_state, template=ADAM, rename=rename)
+    assert same(tmp_path / "x.keras", tmp_path / "y.keras")
+
+
+def test_what_is_no_state_of_one_optimizer_is_refused(tmp_path):
+    params, state = trained(ADAM)
+    keeps = "`opt_state` must be what the template's optimizer keeps: mu, nu. Received: none of it"
+    for nothing in ({}, {"a": params}, optax.sgd(0.1).init(params), None):
+        with pytest.raises(ValueError, match=keeps):
+            ok.save_keras(tmp_path / "x.keras", params, nothing, template=ADAM)
+    twice = {"a": state, "b": jax.tree.map(jnp.copy, state)}
+    refused(
+        tmp_path, ValueError, "hold each slot of a parameter once. Received: 'mu' of 'm/bn/beta' twice", state=twice
+    )
+    moments = ok.scale_by_kadam().init(params)
+    count = "`opt_state` must count the steps, and say one number. Received: "
+    refused(tmp_path, ValueError, f"{count}neither `iterations` nor `count`", state=moments._replace(count=None))
+    late = (moments, optax.ScaleByScheduleState(jnp.int32(5)))
+    refused(tmp_path, ValueError, f"{count}0, 5. Hand over the whole", state=late)
+
+
+def test_what_was_converted_is_converted_back(tmp_path):
+    training, rename = ok.load_keras(ADAM), {"d1": "fc", "kernel": {"weight": ok.conversions.out_first}}
+    params = {name.removeprefix("m/"): np.zeros(mu.shape, "f4") for name, mu in training.mu.items()}
+    kernels = {"fc/weight": np.zeros((6, 20), "f4"), "d2/weight": np.zeros((3, 6), "f4")}
+    params = {n: a for n, a in params.items() if "kernel" not in n} | kernels
+    params["fc/bias"] = params.pop("d1/bias")
+    params, state = training.restore(params, rename=rename)
+    statistics = {path: array for path, array in training.variables.items() if "moving" in path}
+    ok.save_keras(tmp_path / "x.keras", params, state, template=ADAM, rename=rename, non_trainable=statistics)
+    assert same(tmp_path / "x.keras", ADAM)
+    params["fc/weight"] = params["fc/weight"].T
+    refused(tmp_path, ValueError, r"float32\[20, 6\] for 'm/d1/kernel'", params=params, state=state, rename=rename)
 
 
 @pytest.mark.parametrize("leaf", ["x", 1.0, jax.ShapeDtypeStruct((3,), jnp.float32)], ids=lambda x: type(x).__name__)
