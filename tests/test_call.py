@@ -25,6 +25,13 @@ def test_a_transformation_says_by_which_call_it_was_built(call):
     assert type(ok.kadam()) is optax.GradientTransformationExtraArgs
 
 
+def test_arguments_may_be_named():
+    named = ok.clip_by_value(clipvalue=0.5).update(jnp.array([-2.0, 0.25]), optax.EmptyState())[0]
+    assert named.tolist() == [-0.5, 0.25]
+    with pytest.raises(ValueError, match="Received: beta_2=2.0."):
+        ok.kadam(beta_2=2.0)
+
+
 def test_the_signature_is_that_of_the_function():
     assert list(inspect.signature(ok.kadam).parameters)[:3] == ["learning_rate", "beta_1", "beta_2"]
     assert str(inspect.signature(ok.clip_by_value)).startswith("(clipvalue: ")

@@ -53,6 +53,19 @@ def test_a_clip_alone_scales_as_keras_3_does(clip, length):
     assert all(jax.tree.map(np.array_equal, found, expected))
 
 
+@pytest.mark.parametrize("generation", ["keras3", "tf_keras", "legacy"])
+@pytest.mark.parametrize("clip", [1.7, 2.3])
+def test_a_global_norm_takes_the_reciprocal_of_its_generation(clip, generation):
+    """That of the Python float in Keras 3, and that of the float32 in the two older ones."""
+    gradient = jnp.array([0.006, 0.008])
+    reciprocals = {"keras3": np.float32(1.0 / clip)}
+    tx = ok.kadam(beta_1=0.0, global_clipnorm=clip, generation=generation)
+    _, state = tx.update(gradient, tx.init(gradient), gradient)
+    scale = np.float32(clip) * reciprocals.get(generation, np.float32(1) / np.float32(clip))
+    assert reciprocals["keras3"] != np.float32(1) / np.float32(clip)
+    np.testing.assert_array_equal(optax.tree.get(state, "mu"), np.asarray(gradient) * scale)
+
+
 def test_the_slope_of_a_clip_is_finite_at_a_gradient_of_zero():
     """The root has an infinite slope at 0, which would be NaN behind a selection; Keras guards its root likewise."""
     zero = {"a": jnp.zeros(3), "b": jnp.array([3.0, 4.0])}
