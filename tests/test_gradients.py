@@ -181,6 +181,12 @@ def test_rows_of_padding_are_read_as_zero_and_have_no_gradient():
     assert gradient.values.tolist() == [[0.0, 0.0], [0.0, 0.0], [4.0, 6.0]]
 
 
+def test_the_parts_of_a_gradient_of_rows_go_by_their_names():
+    gradient = ok.RowUpdates(jnp.arange(2), jnp.ones((2, 3)))
+    paths = [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree.leaves_with_path(gradient)]
+    assert paths == [(".indices", (2,)), (".values", (2, 3))]
+
+
 def test_rows_are_looked_up_by_indices_that_do_not_reach_the_last():
     _, gradient = ok.value_and_row_grad(lambda rows: jnp.sum(rows**2))(jnp.ones((300, 2)), jnp.array([7, 255], "uint8"))
     np.testing.assert_array_equal(gradient.values, np.full((2, 2), 2.0))

@@ -1,5 +1,7 @@
 """The assembled optimizer as a whole: it trains models of Flax, donates every buffer, clips in the right order."""
 
+import inspect
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -87,6 +89,17 @@ def test_legacy_clips_by_value_before_the_norm_and_keras3_takes_zero_for_off():
     np.testing.assert_allclose(first_moment(clipnorm=5.0, clipvalue=1.0, generation="tf_keras"), [1.5, 2.0], rtol=1e-6)
     np.testing.assert_array_equal(first_moment(clipnorm=0), [1.5, 2.0])
     np.testing.assert_array_equal(first_moment(clipnorm=0.0, generation="legacy"), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_names_order_and_defaults_are_keras_s(name):
+    keras = pytest.importorskip("keras")
+    ours = inspect.signature({"Adam": ok.kadam, "AdamW": ok.kadamw}[name]).parameters.values()
+    theirs = inspect.signature(getattr(keras.optimizers, name)).parameters.values()
+    expected = {p.name: p.default for p in theirs if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    expected["name"] = name.lower()  # Keras has None for it, or itself, by its version.
+    found = {p.name: p.default for p in ours if p.kind is not inspect.Parameter.KEYWORD_ONLY}
+    assert list(found.items()) == list(expected.items())
 
 
 def test_the_name_is_the_scope_in_the_compiled_step():

@@ -82,6 +82,24 @@ def test_a_moment_of_float64_is_computed_in_float64(wide):
         assert updates.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_that_are_no_float64_are_stepped_alike_under_x64(dtype):
+    def after_three_steps():
+        params = jnp.array([1.0, -2.0, 0.3], dtype)
+        tx = ok.kadamw(0.1, use_ema=True, global_clipnorm=0.7)
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        return jax.tree.leaves((params, state))
+
+    with jax.enable_x64(True):
+        found = after_three_steps()
+    for a, b in zip(found, after_three_steps(), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
 def test_float64_is_float64_throughout():
     with jax.enable_x64(True):
         params, gradient = jnp.array([1.0, 2.0], "float64"), jnp.array([0.3, 1e-20], "float64")
