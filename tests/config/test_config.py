@@ -21,6 +21,7 @@ SAMPLES = sorted((GOLDEN / "files").glob("*/*.optconfig.json"))
 RANDOM = np.random.default_rng(7)
 PARAMS = [RANDOM.normal(size=shape).astype(np.float32) for shape in [(5, 3), (3,), ()]]
 GRADIENTS = [[jnp.asarray(RANDOM.normal(size=p.shape), jnp.float32) for p in PARAMS] for _ in range(4)]
+OVERFLOWING = [GRADIENTS[0], [jnp.full_like(g, jnp.inf) for g in GRADIENTS[1]], *GRADIENTS[2:]]
 
 # What `get_config()` returns in keras 3.15 and tf_keras 2.21, to the letter.
 ADAM = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-07, "amsgrad": False}
@@ -145,14 +146,13 @@ def test_adamw_takes_a_mask_and_has_a_decay_of_its_own():
 
 
 def test_a_loss_scale_of_keras3_is_read():
-    gradients = [GRADIENTS[0], [jnp.full_like(g, jnp.inf) for g in GRADIENTS[1]], *GRADIENTS[2:]]
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1), 7.0, 2)
     config = keras.optimizers.serialize(optimizer)
-    expected = run_keras(optimizer, gradients)
+    expected = run_keras(optimizer, OVERFLOWING)
     before_3_12 = {**config["config"], **BASE, "loss_scale_factor": None, "dynamic": True}
     config["config"]["inner_optimizer"]["config"]["loss_scale_factor"] = 4.0  # Keras switches it off.
     for form in (config, before_3_12):
-        assert_same(run(from_config(form), gradients), expected)
+        assert_same(run(from_config(form), OVERFLOWING), expected)
 
 
 SCHEDULE = serialized({"initial_learning_rate": 0.1, "decay_steps": 10, "decay_rate": 0.5}, "ExponentialDecay")
@@ -173,6 +173,7 @@ RECORDED = [  # A config, its generation, the arguments of `kadam` that it means
     ({"lr": 0.5, "learning_rate": 0.1, "epsilon": None}, "legacy", {"learning_rate": 0.5, "epsilon": None}, None),
     (LEGACY | {"learning_rate": older(SCHEDULE["config"], "ExponentialDecay")}, "legacy", RATE, None),
     (scaled(serialized(TF_KERAS)), "tf_keras", {}, (2.0**15, 2000)),
+    (scaled(serialized(TF_KERAS), dynamic=True), "tf_keras", {}, (2.0**15, 2000)),
     (scaled(serialized(TF_KERAS), **FIXED), "tf_keras", {}, (3.0, None)),
     (scaled(older(LEGACY), "LossScaleOptimizer"), "legacy", {}, (2.0**15, 2000)),
     (older(TF_2_3, "LossScaleOptimizerV1"), "legacy", {}, (3.0, None)),
@@ -183,19 +184,26 @@ RECORDED = [  # A config, its generation, the arguments of `kadam` that it means
 
 @pytest.mark.parametrize(("config", "generation", "arguments", "scale"), RECORDED)
 def test_older_configs_mean_these_arguments(config, generation, arguments, scale):
-    parsed, expected, gradients = parse(config), ok.kadam(**arguments, generation=generation), GRADIENTS
+    parsed, expected = parse(config), ok.kadam(**arguments, generation=generation)
+    given = gradients = OVERFLOWING if scale and scale[1] else GRADIENTS
     assert parsed.generation == generation
     assert scale == (parsed.loss_scale and (parsed.loss_scale.initial_scale, parsed.loss_scale.dynamic_growth_steps))
     if scale and scale[1]:
         expected = ok.dynamic_loss_scale(expected, *scale, generation=generation)
     elif scale:  # tf_keras multiplies gradients by the reciprocal of a fixed scale.
         gradients = [[g * (jnp.float32(1) / jnp.float32(scale[0])) for g in gs] for gs in GRADIENTS]
-    assert_same(run(from_config(config)), run(expected, gradients))
+    assert_same(run(from_config(config), given), run(expected, gradients))
 
 
 def test_numbers_of_every_kind_are_written():
     assert to_config(clipnorm=1.0, generation="tf_keras") == to_config(clipnorm=jnp.float32(1.0))
     assert to_config(epsilon=0)["config"]["epsilon"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["__numpy__", "__tensor__"])
+def test_a_number_that_keras_wrapped_has_the_value_of_its_dtype(kind):
+    wrapped = {"class_name": kind, "config": {"value": 0.9, "dtype": "float32"}}
+    assert parse({"beta_1": wrapped}).arguments["beta_1"] == float(np.float32(0.9))
 
 
 def test_an_optimizer_without_a_name_has_that_of_its_class():
