@@ -97,6 +97,13 @@ def test_a_sum_stays_rows_unless_one_is_dense(names):
     assert isinstance(found, jax.Array) if "array" in names else is_gradient(found)
 
 
+def test_trees_of_two_structures_have_no_sum():
+    with pytest.raises(ValueError, match="`trees` must have one structure. Received: .*'a'.* and .*'b'.* Put None"):
+        ok.add_gradients({"a": jnp.ones(3)}, {"b": jnp.ones(3)})
+    with pytest.raises(ValueError, match="`add_gradients` must be given a tree of gradients. Received: none."):
+        ok.add_gradients()
+
+
 def test_a_sum_of_none_is_none():
     assert ok.add_gradients({"a": None}, {"a": None}) == {"a": None}
 
