@@ -53,6 +53,7 @@ def test_a_set_rate_keeps_its_placement():
 def test_an_array_is_not_donated_with_the_state():
     rate = jnp.float32(0.5)
     run(ok.kadam(rate), 3)
+    jax.jit(lambda state: state, donate_argnums=0)(ok.kadam(rate).init(PARAMS))  # It donates what it does not use too.
     assert float(rate) == 0.5
 
 
