@@ -20,6 +20,12 @@ def test_a_mask_of_numbers_is_refused():
         ok.kadamw(weight_decay_mask={"w": 1}).init({"w": jnp.ones(3)})
 
 
+@pytest.mark.parametrize("mask", [True, np.bool_(False), jnp.array(True), np.array([True, False])])
+def test_a_mask_that_is_no_tree_is_refused_where_it_is_given(mask):
+    with pytest.raises(TypeError, match="must be a tree of bools, or a function to one. Received: weight_decay_mask="):
+        ok.kadamw(weight_decay_mask=mask)
+
+
 @pytest.mark.parametrize("of_params", ["bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("of_decay", ["float32", "float64"])
 def test_a_weight_decay_may_be_an_array_of_another_dtype_than_the_parameters(of_decay, of_params):
