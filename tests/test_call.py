@@ -37,6 +37,11 @@ def test_the_signature_is_that_of_the_function():
     assert str(inspect.signature(ok.clip_by_value)).startswith("(clipvalue: ")
 
 
+def test_a_name_that_is_misspelt_is_answered_with_the_right_one():
+    with pytest.raises(TypeError, match=re.escape("Received: learning_rat. Use `learning_rate`.")):
+        ok.kadam(learning_rat=0.1)  # pyright: ignore[reportCallIssue]
+
+
 def test_a_name_that_nobody_has_is_answered_with_all_names():
     with pytest.raises(TypeError, match=re.escape("Received: zzz. It has clipnorm, axis_name.")):
         ok.clip_by_norm(1.0, zzz=1)  # pyright: ignore[reportCallIssue]
