@@ -187,6 +187,16 @@ def test_the_parts_of_a_gradient_of_rows_go_by_their_names():
     assert paths == [(".indices", (2,)), (".values", (2, 3))]
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+@pytest.mark.parametrize("name", KWARGS)
+def test_all_rows_of_a_table_without_any_are_padding(name, dtype):
+    tx, params = ok.kadam(0.1, **KWARGS[name]), {"table": jnp.zeros((0, 2)), "bias": jnp.ones(3)}
+    rows, state = ok.RowUpdates(jnp.array([0, 3], dtype), jnp.full((2, 2), jnp.nan)), tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update({"table": rows, "bias": jnp.ones(3)}, state, params)
+    assert updates["table"].shape == (0, 2) and jnp.isfinite(updates["bias"]).all()
+
+
 def test_rows_are_looked_up_by_indices_that_do_not_reach_the_last():
     _, gradient = ok.value_and_row_grad(lambda rows: jnp.sum(rows**2))(jnp.ones((300, 2)), jnp.array([7, 255], "uint8"))
     np.testing.assert_array_equal(gradient.values, np.full((2, 2), 2.0))

@@ -76,6 +76,8 @@ def adam_step(m: jax.Array, v_max: jax.Array, scalars: Scalars) -> jax.Array:
 
 def moments_of_rows(rows: Rows, m: jax.Array, v: jax.Array, scalars: Scalars) -> tuple[jax.Array, jax.Array]:
     """Return the next moments of a table whose gradient is zero except for `rows`, each index of which stands once."""
+    if not m.size:  # JAX refuses to look up rows where there is none.
+        return m, v
     m_rows, v_rows = (x.at[rows.indices].get(mode="clip") for x in (m, v))
     touched = adam_moments(rows.values, m_rows, v_rows, scalars)
     untouched = adam_moments(zero_after(*touched).astype(m.dtype), m, v, scalars)
