@@ -15,6 +15,7 @@ from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents, Order
 from optax_kadam.keras_files._lazy_array import LazyArray
+from optax_kadam.keras_files._leaves import is_flat
 from optax_kadam.keras_files._live import live_contents
 from optax_kadam.keras_files._open import hints_of, opened
 from optax_kadam.keras_files._rename import Rename
@@ -199,6 +200,11 @@ class KerasTraining:
         Raises:
           ValueError: if a leaf is none of Keras's variables, or has another shape or dtype.
         """
+        if self.order is None and is_flat(tree):
+            raise ValueError(
+                "The order of the variables must be known to fill a list. Received: a list, and a file of weights from "
+                "which their order does not follow. Hand over a tree whose paths are Keras's: a dict, for example."
+            )
         return _restore.fill(self.variables, tree, rename)
 
     def _plainest(self) -> optax.GradientTransformation:

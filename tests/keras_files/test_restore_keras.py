@@ -181,6 +181,12 @@ def test_what_does_not_go_together_is_refused():
         weights = ok.load_keras(FILES / "legacy/adam.keras")
     with pytest.raises(ValueError, match="must hold the state of an optimizer"):
         weights.restore(STRUCTS)
+    with pytest.warns(UserWarning, match="holds weights alone"):
+        weights = ok.load_keras(FILES / "legacy/adam.weights.h5")
+    with pytest.raises(
+        ValueError, match="The order of the variables must be known to fill a list. Received: a list, and"
+    ):
+        weights.fill(list(weights.variables.values()))
 
 
 def test_float64_needs_x64(tmp_path):

@@ -44,6 +44,7 @@ _ORACLE = ("test_oracle.py",)
 _TABLES = ("embeddings/test_catch_up.py", "embeddings/test_row_gradients.py", "embeddings/test_deferred.py")
 _ZIPS, _HDF5 = ("keras_files/containers/test_archive.py",), ("keras_files/containers/test_hdf5.py",)
 _READ = ("keras_files/test_load_keras.py", "keras_files/test_corpus.py")
+_ORDERS = ("keras_files/layouts/test_order.py",)
 _CHECKPOINTS = ("keras_files/containers/test_tf_checkpoint.py", "keras_files/layouts", _READ[0])
 _SAVED, _RESTORED = ("keras_files/test_save_keras.py",), ("keras_files/test_restore_keras.py",)
 TESTS = {
@@ -97,7 +98,9 @@ TESTS = {
     "keras_files/containers/_shards.py": (*_ZIPS, *_READ),
     "keras_files/containers/_tf_checkpoint.py": _CHECKPOINTS,
     "keras_files/containers/_zip.py": (*_ZIPS, *_READ),
-    "keras_files/layouts/": ("keras_files",),
+    "keras_files/layouts/": (*_ORDERS, *_READ),
+    "keras_files/layouts/_graphs.py": _CHECKPOINTS,
+    "keras_files/layouts/_saved_model.py": _CHECKPOINTS,
     "keras_files/_contents.py": ("keras_files/test_contents.py", "keras_files/layouts", *_READ, *_RESTORED),
     "keras_files/_hdf5_attribute.py": _SAVED,
     "keras_files/_json.py": (*_ZIPS, *_READ),
