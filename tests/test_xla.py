@@ -31,6 +31,13 @@ def test_zeros_are_zeros_whatever_they_are_computed_from(jit):
     assert zeros.dtype == jnp.bfloat16 and not np.asarray(zeros, np.float32).view(np.int32).any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sum_of_many_keeps_its_dtype(dtype):
+    with jax.enable_x64(True):
+        total = jax.jit(_xla.sum_of_many)([jnp.asarray(1.5, dtype)] * 250)
+        assert total.dtype == dtype and total == 375.0
+
+
 def test_a_known_condition_is_not_handed_to_the_compiler():
     called = []
     assert _xla.cond(jnp.array(True), lambda: called.append(1) or 1, lambda: called.append(2) or 2) == 1

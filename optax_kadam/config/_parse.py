@@ -119,9 +119,13 @@ def parse(config: Mapping[str, object]) -> OptimizerConfig:
     generation = _generation(str(config.get("module", "")), inside, "tf_keras" if prefix else "keras3")
     if (prefix and generation != "tf_keras") or (class_name == "adamw" and generation == "legacy"):
         raise _refused(config)  # Of Keras's own, only tf_keras has `Custom>`, and legacy no AdamW.
-    if class_name == "adamw" and inside.get("weight_decay", 0.004) is None:
-        raise ValueError("`weight_decay` must be a number for AdamW. Received: weight_decay=None. Use Adam without it.")
-    return _parse_adam({"weight_decay": 0.004, **inside} if class_name == "adamw" else inside, generation)
+    if class_name == "adamw":
+        inside = {"weight_decay": 0.004, **inside}
+        if inside["weight_decay"] is None:
+            raise ValueError(
+                "`weight_decay` must be a number for AdamW. Received: weight_decay=None. Use Adam without it."
+            )
+    return _parse_adam(inside, generation)
 
 
 def _class(config: Mapping[str, object]) -> tuple[str, str]:

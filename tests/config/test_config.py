@@ -206,5 +206,12 @@ def test_a_number_that_keras_wrapped_has_the_value_of_its_dtype(kind):
     assert parse({"beta_1": wrapped}).arguments["beta_1"] == float(np.float32(0.9))
 
 
+def test_tuples_that_keras_wrapped_are_read():
+    steps, rates = ({"class_name": "__tuple__", "items": items} for items in ([1, 2], [0.1, 0.05, 0.01]))
+    rate = serialized({"boundaries": steps, "values": rates}, "PiecewiseConstantDecay")
+    expected = ok.schedules.PiecewiseConstantDecay([1, 2], [0.1, 0.05, 0.01])
+    assert parse({"learning_rate": rate}).arguments["learning_rate"] == expected
+
+
 def test_an_optimizer_without_a_name_has_that_of_its_class():
     assert to_config(name=None) == to_config()
