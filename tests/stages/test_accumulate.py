@@ -89,3 +89,14 @@ def test_bfloat16_parameters_with_weight_decay_are_computed_in_float32(of_gradie
     np.testing.assert_array_equal(updates, jnp.asarray(expected).astype("bfloat16"))
     np.testing.assert_array_equal(optax.tree.get(state, "mu"), jnp.asarray(m).astype("bfloat16"))
     assert optax.tree.get(state, "accumulator").dtype == optax.tree.get(state, "mu").dtype == jnp.bfloat16
+
+
+def test_gradients_of_float64_are_added_in_float64():
+    """Each sum is rounded once, to the float32 of the parameters."""
+    with jax.enable_x64(True):
+        tx, params = ok.kadam(gradient_accumulation_steps=4), jnp.zeros(50, "float32")
+        state, total = tx.init(params), np.zeros(50, np.float32)
+        for gradient in np.random.default_rng(0).normal(size=(3, 50)):
+            _, state = tx.update(jnp.asarray(gradient), state, params)
+            total = (total + gradient).astype(np.float32)
+        np.testing.assert_array_equal(optax.tree.get(state, "accumulator"), total)
