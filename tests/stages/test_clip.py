@@ -53,6 +53,16 @@ def test_a_clip_alone_scales_as_keras_3_does(clip, length):
     assert all(jax.tree.map(np.array_equal, found, expected))
 
 
+@pytest.mark.parametrize("make", [ok.clip_by_value, ok.clip_by_norm, ok.clip_by_global_norm])
+@pytest.mark.parametrize("of_gradient", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("of_clip", ["float32", "float64"])
+def test_a_clip_may_be_an_array_of_another_dtype_than_the_gradients(make, of_clip, of_gradient):
+    with jax.enable_x64(True):
+        gradient = jnp.array([8.0], of_gradient)
+        found, _ = make(jnp.asarray(0.5, of_clip)).update(gradient, optax.EmptyState())
+        assert found.dtype == of_gradient and found.tolist() == [0.5]
+
+
 @pytest.mark.parametrize("generation", ["keras3", "tf_keras", "legacy"])
 @pytest.mark.parametrize("clip", [1.7, 2.3])
 def test_a_global_norm_takes_the_reciprocal_of_its_generation(clip, generation):
