@@ -39,7 +39,14 @@ IMPORTED += ("keras", "pytest", "_pytest.doctest")
 TIMES_SLOWER = 2  # A mutant that takes so many times longer than the code as it is has never ended.
 
 # The tests that mirror a module, the quickest first.
-_STEP = ("test_hyperparameter.py", "test_kadam.py", "test_refusals.py", "test_gradients.py", "test_precision.py")
+_STEP = (
+    "test_messages.py",
+    "test_hyperparameter.py",
+    "test_kadam.py",
+    "test_refusals.py",
+    "test_gradients.py",
+    "test_precision.py",
+)
 _ORACLE = ("test_oracle.py",)
 _TABLES = ("embeddings/test_catch_up.py", "embeddings/test_row_gradients.py", "embeddings/test_deferred.py")
 _ZIPS, _HDF5 = ("keras_files/containers/test_archive.py",), ("keras_files/containers/test_hdf5.py",)
@@ -87,9 +94,15 @@ TESTS = {
         "test_gradients.py",
         *_ORACLE,
     ),
-    "stages/_ema.py": ("stages/test_ema.py", "test_refusals.py", "test_gradients.py", *_ORACLE),
+    "stages/_ema.py": ("stages/test_ema.py", "test_messages.py", "test_refusals.py", "test_gradients.py", *_ORACLE),
     "stages/_learning_rate.py": ("stages/test_learning_rate.py", *_STEP, "test_optax_tools.py", *_ORACLE),
-    "stages/_loss_scale.py": ("stages/test_loss_scale.py", "test_refusals.py", "test_mesh.py", *_ORACLE),
+    "stages/_loss_scale.py": (
+        "stages/test_loss_scale.py",
+        "test_messages.py",
+        "test_refusals.py",
+        "test_mesh.py",
+        *_ORACLE,
+    ),
     "stages/_weight_decay.py": ("stages/test_weight_decay.py", *_STEP, *_ORACLE),
     "keras_files/containers/_archive.py": (*_ZIPS, *_READ),
     "keras_files/containers/_hdf5.py": (*_HDF5, *_READ),
