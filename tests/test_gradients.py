@@ -191,7 +191,8 @@ def test_the_parts_of_a_gradient_of_rows_go_by_their_names():
 @pytest.mark.parametrize("name", KWARGS)
 def test_all_rows_of_a_table_without_any_are_padding(name, dtype):
     tx, params = ok.kadam(0.1, **KWARGS[name]), {"table": jnp.zeros((0, 2)), "bias": jnp.ones(3)}
-    rows, state = ok.RowUpdates(jnp.array([0, 3], dtype), jnp.full((2, 2), jnp.nan)), tx.init(params)
+    rows = ok.RowUpdates(jnp.array([0, 3], dtype), jnp.full((2, 2), jnp.nan))
+    state, updates = tx.init(params), params
     for _ in range(3):
         updates, state = tx.update({"table": rows, "bias": jnp.ones(3)}, state, params)
     assert updates["table"].shape == (0, 2) and jnp.isfinite(updates["bias"]).all()
