@@ -262,15 +262,10 @@ def _inner_config(arguments: Mapping[str, object], kind: str, attribute: str) ->
     config = arguments.get("layer" if attribute in ("forward_layer", "backward_layer") else attribute)
     if not isinstance(config, Mapping) or "class_name" not in config:
         return None
-    inside = config.get("config")
-    if attribute == "layer" or not isinstance(inside, Mapping):
+    inside, direction = config.get("config"), attribute.removesuffix("_layer")
+    if direction == attribute or not isinstance(inside, Mapping):
         return config
-    direction = attribute.removesuffix("layer")  # A Bidirectional names its layers so; a cell has no direction.
-    return (
-        {**config, "config": {**inside, "name": f"{direction}{inside.get('name')}"}}
-        if direction != attribute
-        else config
-    )
+    return {**config, "config": {**inside, "name": f"{direction}_{inside.get('name')}"}}  # As a Bidirectional does.
 
 
 def _name(group: Group) -> str:
