@@ -149,7 +149,7 @@ class Family:
         """Yield what `load_keras` reads from the files of a model that hold all of its state."""
         if KIND != "legacy":
             model.save(f"{folder}/x.keras")
-            yield ok.load_keras(f"{folder}/x.keras")
+            yield ok.load_keras(f"{folder}/x.keras", trainable=model.trainable_variables)
         if KIND in ("tf_keras", "legacy"):
             import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]: see above.
 
