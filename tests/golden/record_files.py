@@ -6,6 +6,7 @@
     python tests/golden/record_files.py samples k3t [--out DIR]         keras 3 with tensorflow-cpu
     python tests/golden/record_files.py samples tfk [--out DIR]         tf_keras
     python tests/golden/record_files.py samples legacy [--out DIR]      tf_keras with its legacy optimizer
+    python tests/golden/record_files.py samples tf2.4 [--out DIR]       tensorflow-cpu 2.4 with Python 3.8
 
 `training` writes to `DIR/<generation>/<variant>/` (DIR is `training/` here) what a model was saved as after step 20 of
 `apply_gradients`, run eagerly: `saved.keras`, `saved.h5` and `saved_ckpt/ck`, where they hold the optimizer's state.
@@ -144,9 +145,12 @@ def record_training(generation, out):
 def record_samples(generation, out):
     if keras3 := generation.startswith("k3"):
         import keras
+    elif generation == "tf2.4":
+        from tensorflow import keras
     else:
         import tf_keras as keras
     forms = {
+        "tf2.4": ("h5", "savedmodel"),
         "k3j": ("keras", "npz", "weights", "shards", "h5"),
         "k3t": ("keras", "npz", "weights", "shards", "ckpt", "export", "h5"),
     }.get(generation, ("keras", "weights", "h5", "ckpt", "savedmodel", "tfweights"))
@@ -154,9 +158,13 @@ def record_samples(generation, out):
     folder = out / generation
     folder.mkdir(parents=True, exist_ok=True)
     for name, arguments in SAMPLES.items():
-        if name not in {"k3t": ("adam",), "legacy": SAMPLES}.get(generation, ("adam", "amsgrad")):
+        if name not in {"k3t": ("adam",), "tf2.4": ("amsgrad",), "legacy": SAMPLES}.get(
+            generation, ("adam", "amsgrad")
+        ):
             continue
-        keras.utils.set_random_seed(3)
+        np.random.seed(3)
+        if generation != "tf2.4":
+            keras.utils.set_random_seed(3)
         model = small_model(keras, small=False)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizers.Adam(learning_rate=0.01, **arguments), loss)
@@ -174,10 +182,10 @@ def record_samples(generation, out):
             "trainable_names": np.array([label(v) for v in model.trainable_variables]),
             "weight_names": np.array([label(v) for v in model.weights]),
             "optimizer_variable_names": np.array([label(v) for v in own]),
-            "iterations": np.asarray(optimizer.iterations),
+            "iterations": np.asarray(optimizer.iterations.numpy() if generation == "tf2.4" else optimizer.iterations),
         }
-        expected |= {f"weight/{i}": np.asarray(v) for i, v in enumerate(model.weights)}
-        expected |= {f"optvar/{i}": np.asarray(v) for i, v in enumerate(own)}
+        expected.update({f"weight/{i}": np.asarray(v) for i, v in enumerate(model.weights)})
+        expected.update({f"optvar/{i}": np.asarray(v) for i, v in enumerate(own)})
         np.savez(folder / f"{name}.expected.npz", **expected, **slots(optimizer, model.trainable_variables))
         config = {"get_config": optimizer.get_config(), "serialize": keras.optimizers.serialize(optimizer)}
         (folder / f"{name}.optconfig.json").write_text(json.dumps(config, indent=1, default=plain))
@@ -192,7 +200,7 @@ def record_samples(generation, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, generations in (("training", VARIANTS), ("samples", ("k3j", "k3t", "tfk", "legacy"))):
+    for command, generations in (("training", VARIANTS), ("samples", ("k3j", "k3t", "tfk", "legacy", "tf2.4"))):
         arguments = commands.add_parser(command)
         arguments.add_argument("generation", choices=list(generations))
         arguments.add_argument("--out", type=pathlib.Path, default=HERE / {"samples": "files"}.get(command, command))

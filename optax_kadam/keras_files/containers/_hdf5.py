@@ -25,6 +25,7 @@ from optax_kadam.keras_files._source import UNTRUSTED, Claims, Source
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _VERSIONS = bytes([0, 0, 0, 0, 0, 8, 8, 0])  # All versions are 0; an address and a length have 8 bytes.
+_HARMLESS = 0b101  # Flags of a message: it never changes, and it must not be shared, as HDF5 1.10 says of attributes.
 _NOWHERE = 2**64 - 1  # The address of what is not stored.
 _NO_MORE = 1  # The address behind the last free part of a heap.
 _MOST_LEVELS = 100  # Groups inside groups: a model of 30 nested models has 60.
@@ -176,7 +177,7 @@ class _Reader:
                 kind, length, flags = self._unpack("<HHBxxx", block, at)
                 data, at = self._part(block, at + 8, length), at + 8 + length
                 left -= 1
-                if flags > 1:
+                if flags & ~_HARMLESS:
                     raise self._untrusted("A header must hold its own messages.", f"a shared one for {path!r}")
                 if left < 0:
                     break

@@ -81,7 +81,7 @@ def test_a_missing_google_crc32c_is_named(monkeypatch):
 
 
 def test_samples_are_there():
-    assert len(SAMPLES) == 17
+    assert len(SAMPLES) == 18
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
