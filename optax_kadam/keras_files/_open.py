@@ -72,15 +72,15 @@ def hdf5_contents(root: Group, hints: Hints) -> Contents:
 
 def _contents(path: pathlib.Path, hints: Hints, files: Files) -> Contents:
     if path.is_dir() and (path / "saved_model.pb").exists():
-        return saved_model_contents(read_checkpoint(path / "variables" / "variables", files), path, files, hints.config)
+        return saved_model_contents(read_checkpoint(path / "variables" / "variables", files), path, files, hints)
     if path.is_dir() and (path / "config.json").exists():
         return archive_contents(Archive.unpacked(path, files), hints)
     if path.is_dir() and (path / "checkpoint").exists():
-        return graph_contents(read_checkpoint(_latest(path, files), files), hints.config)
+        return graph_contents(read_checkpoint(_latest(path, files), files), hints)
     if path.suffix == ".index" and path.exists():
-        return graph_contents(read_checkpoint(path.with_suffix(""), files), hints.config)
+        return graph_contents(read_checkpoint(path.with_suffix(""), files), hints)
     if not path.exists() and path.with_name(f"{path.name}.index").exists():
-        return graph_contents(read_checkpoint(path, files), hints.config)
+        return graph_contents(read_checkpoint(path, files), hints)
     if not path.exists():
         raise FileNotFoundError(
             f"There must be a file, a SavedModel's folder or a checkpoint at `path`. Received: path={str(path)!r}."

@@ -11,11 +11,12 @@ Source: `keras/src/backend/tensorflow/optimizer.py` (Keras 3.15); `tf_keras/src/
 import collections
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import (
     Contents,
+    Hints,
     Slots,
     Variable,
     check_name,
@@ -44,19 +45,15 @@ _BESIDE = re.compile(rf"save_counter|keras_api|_all_variables|{NOT_WEIGHTS.patte
 _HYPERPARAMETERS = {"iter", "beta_1", "beta_2", "decay", "learning_rate"}
 _HYPERPARAMETERS |= {"_iterations", "_learning_rate", "_current_learning_rate"}
 _LOSS_SCALES = ({"step_counter", "dynamic_scale"}, {"current_loss_scale", "good_steps"})
+_SCALE_NAMES = ("step_counter", "good_steps"), ("dynamic_scale", "current_loss_scale")
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 _WITH_MODEL = "Save the model with it: `tf.train.Checkpoint(model=model, optimizer=optimizer)`."
 
 
-def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) -> Contents:
-    """Return the contents of a checkpoint. `config` is the serialized optimizer, or None if it is not known."""
-    graph = _Graph(checkpoint)
-    optimizers = [node for node in checkpoint.nodes if _is_optimizer(node)]
-    if len(optimizers) > 1:
-        raise ValueError(
-            f"A checkpoint must hold the state of one Adam. Received: {len(optimizers)} optimizers. "
-            "Save the one that you want."
-        )
+def graph_contents(checkpoint: Checkpoint, hints: Hints) -> Contents:
+    """Return the contents of a checkpoint; `hints` are what the caller knows, and the configuration of a SavedModel."""
+    graph, config = _Graph(checkpoint), hints.config
+    optimizers = [index for index, node in enumerate(checkpoint.nodes) if _is_optimizer(node)]
     model = list(graph.model_variables())
     generation = parse(config).generation if config else None
     if not optimizers:
@@ -65,7 +62,8 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) 
         variables = [with_guessed_trainability(Variable(*graph.variable(i, suffix))) for i in model]
         _check_claimed(checkpoint, variables, None)
         return Contents(generation, config, variables, None, None)
-    (optimizer,) = optimizers
+    chosen = optimizers[0] if len(optimizers) == 1 else graph.child_called(hints.optimizer, optimizers)
+    optimizer = checkpoint.nodes[chosen]
     if config is None:
         check_name(graph.optimizer_name(optimizer))
     if optimizer.slots:
@@ -78,15 +76,19 @@ def graph_contents(checkpoint: Checkpoint, config: Mapping[str, object] | None) 
     trained = set(order)
     variables = [Variable(*graph.variable(i, suffix)) for i in order]
     others = [Variable(*graph.variable(i, suffix), is_trainable=False) for i in model if i not in trained]
-    _check_claimed(checkpoint, [*variables, *others], slots)
+    beside = graph.below([index for index in optimizers if index != chosen])
+    _check_claimed(checkpoint, [*variables, *others], slots, beside)
     check_shapes(variables, slots.mu, "The checkpoint is damaged.")
     return Contents(generation or found, config, [*variables, *others], slots, "named")
 
 
-def _check_claimed(checkpoint: Checkpoint, variables: Sequence[Variable], slots: Slots | None) -> None:
+def _check_claimed(
+    checkpoint: Checkpoint, variables: Sequence[Variable], slots: Slots | None, beside: Collection[str] = ()
+) -> None:
     """Raise if a tensor is neither of the model nor of its Adam, nor one of those that are known to stand beside them.
 
     Otherwise the optimizer, or a layer, would be left out without a word where a name is not the one that is expected.
+    `beside` are the keys of the tensors of other optimizers.
     """
     arrays = [variable.array for variable in variables]
     if slots is not None:
@@ -101,7 +103,7 @@ def _check_claimed(checkpoint: Checkpoint, variables: Sequence[Variable], slots:
         )
     for key, tensor in checkpoint.tensors.items():
         path = key.partition("/.ATTRIBUTES/")[0].split("/")
-        is_beside = path[-1] in _HYPERPARAMETERS or any(_BESIDE.fullmatch(name) for name in path)
+        is_beside = key in beside or path[-1] in _HYPERPARAMETERS or any(_BESIDE.fullmatch(name) for name in path)
         if id(tensor) not in claimed and not is_beside:
             raise ValueError(
                 f"A tensor must belong to the model or to its Adam. Received: {key!r}, which belongs to neither. "
@@ -137,6 +139,31 @@ class _Graph:
             i for name in _SLOT_LISTS if name in optimizer.children for i in self._list(optimizer.children[name])
         ]
         return str(self._nodes[slots[0]].full_name).partition("/")[0] if slots else ""
+
+    def child_called(self, name: str, indices: Collection[int]) -> int:
+        """Return the one of the optimizers at `indices` that is an attribute `name`, maybe inside a loss scale."""
+        edges = [(name, child) for node in self._nodes for name, child in node.children.items()]
+        called = {child for key, child in edges if key == name}
+        inside = called | {child for index in called for child in self._nodes[index].children.values()}
+        found = [index for index in indices if index in inside]
+        if len(found) != 1:
+            names = sorted({key for key, child in edges if child in indices})
+            raise ValueError(
+                "It must be known which optimizer is meant. "
+                f"Received: optimizer={name!r}, and {len(indices)} of the names {', '.join(names)}. "
+                f"Say which: `load_keras(path, optimizer={names[0]!r})`."
+            )
+        return found[0]
+
+    def below(self, indices: Iterable[int]) -> set[str]:
+        """Return the keys of the tensors below nodes, and of the slots that these list."""
+        seen, stack = set(), list(indices)
+        while stack:
+            if (index := stack.pop()) not in seen:
+                seen.add(index)
+                node = self._nodes[index]
+                stack += [*node.children.values(), *(slot for _, _, slot in node.slots)]
+        return {key for index in seen if (key := self._nodes[index].key) is not None}
 
     def model_variables(self) -> Iterator[int]:
         """Yield the nodes that are variables of the model, in Keras's order."""
@@ -256,9 +283,11 @@ class _Graph:
                 f"An optimizer must hold its step count, mu and nu. Received: {step_count}, {counted(lists)}."
             )
         rate = self.scalar(optimizer, "_learning_rate", "_current_learning_rate", "learning_rate")
-        counter = scale = None
-        for node in self._nodes:
-            if _is_loss_scale(node):
-                counter = self.scalar(node, "step_counter", "good_steps")
-                scale = self.scalar(node, "dynamic_scale", "current_loss_scale")
+        scales = [node for node in self._nodes if _is_loss_scale(node)]
+        if len(scales) > 1:
+            raise ValueError(
+                f"A checkpoint must hold one loss scale. Received: {len(scales)} of them. "
+                "Save the optimizer that you want alone."
+            )
+        counter, scale = (self.scalar(scales[0], *names) if scales else None for names in _SCALE_NAMES)
         return Slots.from_lists(iterations, rate, lists, counter, scale)

@@ -10,7 +10,7 @@ Source: `tf_keras/protobuf/saved_metadata.proto`, `tf_keras/src/saving/legacy/sa
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents
+from optax_kadam.keras_files._contents import NEEDS_CONFIG, Contents, Hints
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._named_arrays import Checkpoint
 from optax_kadam.keras_files._protobuf import Message, read_fields
@@ -24,22 +24,20 @@ _MOST_LETTERS, _MOST_PARTS = 1 << 22, 1 << 17
 _MODEL = (2, 7, 1, 4, 3)
 
 
-def saved_model_contents(
-    checkpoint: Checkpoint, folder: pathlib.Path, files: Files, config: Mapping[str, object] | None
-) -> Contents:
+def saved_model_contents(checkpoint: Checkpoint, folder: pathlib.Path, files: Files, hints: Hints) -> Contents:
     """Return the contents of the SavedModel in `folder`. `checkpoint` is the one in it.
 
     Args:
       checkpoint: its variables.
       folder: the folder.
       files: the files of this load.
-      config: the serialized optimizer if the caller handed it over.
+      hints: what the caller knows.
 
     Raises:
       ValueError: if the configuration cannot be read, or is missing though there is an optimizer.
     """
-    if config is not None:
-        return graph_contents(checkpoint, config)
+    if hints.config is not None:
+        return graph_contents(checkpoint, hints)
     metadata = folder / "keras_metadata.pb"
     if metadata.exists():
         source = files.open(metadata)
@@ -48,7 +46,7 @@ def saved_model_contents(
         source = files.open(folder / "saved_model.pb")
         model = _first(memoryview(source.read()), _MODEL, source)
     found = _optimizer_config(bytes(model), source) if model else None  # Keras 3's `export` writes none.
-    contents = graph_contents(checkpoint, found)
+    contents = graph_contents(checkpoint, hints._replace(config=found))
     if model and found is None and contents.slots is not None:
         raise ValueError(
             "A SavedModel with an optimizer must hold its configuration. "

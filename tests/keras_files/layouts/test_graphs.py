@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from optax_kadam.keras_files._contents import Hints
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._named_arrays import Checkpoint, Node
 from optax_kadam.keras_files.layouts._graphs import graph_contents
@@ -45,8 +46,8 @@ def tf_keras(slot_names):
     return {"_iterations": ("iter", 3), "_momentums": listed(momentums), "_velocities": listed(velocities)}
 
 
-def read(root, config=None):
-    contents = graph_contents(checkpoint(root), config)
+def read(root, config=None, optimizer="optimizer"):
+    contents = graph_contents(checkpoint(root), Hints(config, optimizer=optimizer))
     numbers = {variable.path: variable.array.read().item() for variable in contents.variables}
     moments = [array.read().item() for array in contents.slots.mu] if contents.slots else None
     return contents.generation, numbers, moments
@@ -114,8 +115,6 @@ def test_keras_3_names_the_variables_that_it_trains():
 
 def test_what_is_not_one_training_is_refused():
     model, optimizer = layered(), tf_keras(["Adam/m/" + name for name in NAMES])
-    with pytest.raises(ValueError, match="state of one Adam. Received: 2 optimizers"):
-        read({"model": model, "a": optimizer, "b": tf_keras(["Adam/m/own"])})
     with pytest.raises(ValueError, match=r"Received: 'Adam/m/own'. Save the model with it"):
         read({"optimizer": tf_keras(["Adam/m/own"])})
     with pytest.raises(ValueError, match="step count, mu and nu. Received: no step count, 4 of mu, 4 of nu"):
@@ -125,6 +124,31 @@ def test_what_is_not_one_training_is_refused():
     assert read({"model": model})[2] is None
     with pytest.raises(ValueError, match="one that is called 'Nadam', without a configuration"):
         read({"model": model, "optimizer": tf_keras(["Nadam/m/" + name for name in NAMES])})
+
+
+def test_one_of_several_optimizers_is_read_by_its_name():
+    """As in a GAN. What another one holds is not looked at."""
+    model, other = layered(), tf_keras(["Adam/m/own"])
+    other["_momentums"]["0"] = ("Adam/m/own", 77)
+    scale = {"step_counter": ("iter", 1), "dynamic_scale": ("scale", 8.0), "inner_optimizer": other}
+    both = {"model": model, "a": tf_keras(["Adam/m/" + name for name in NAMES]), "b": scale}
+    assert read(both, optimizer="a")[2] == [10, 11, 12, 13]
+    assert read(both, optimizer="b")[2] == [77]
+    message = r"Received: optimizer='optimizer', and 2 of the names a, inner_optimizer. Say which: .*optimizer='a'"
+    with pytest.raises(ValueError, match=message):
+        read(both)
+    with pytest.raises(ValueError, match="must hold one loss scale. Received: 2 of them. Save the optimizer that"):
+        read(both | {"c": {"loss_scale": {"current_loss_scale": ("s", 2.0), "good_steps": ("iter", 1)}}}, optimizer="b")
+    legacy = {"iter": ("Adam/iter", 5), "slots": [(model["own"], slot, ("Adam/own/" + slot, 6.0)) for slot in "mv"]}
+    assert read(both | {"b": legacy}, optimizer="a")[2] == [10, 11, 12, 13]
+    assert read(both | {"b": legacy}, optimizer="b") == ("legacy", NUMBERS, [6])
+
+
+def test_the_scale_of_tf_keras_is_read():
+    scale = {"current_loss_scale": ("s", 8.0), "good_steps": ("iter", 4)}
+    root = {"net": {"own": ("own", 4.0)}, "opt": {"loss_scale": scale, "_optimizer": tf_keras(["Adam/m/own"])}}
+    slots = graph_contents(checkpoint(root), Hints()).slots
+    assert slots.dynamic_scale.read() == 8.0 and slots.step_counter.read() == 4
 
 
 def test_a_list_of_variables_may_skip_the_numbers_of_tables():
