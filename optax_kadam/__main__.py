@@ -14,6 +14,8 @@ import jax
 
 from optax_kadam._kadam import kadam
 from optax_kadam.config._parse import parse
+from optax_kadam.keras_files._contents import Hints
+from optax_kadam.keras_files._open import hints_of
 
 # The arguments of `kadam` that have a flag, with the help of the flag. Name and default are those of the argument.
 _HYPERPARAMETERS = {
@@ -67,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_demo(commands.add_parser("demo", help="train a digits classifier with Keras, kadam and optax, and compare"))
     _add_inspect(commands.add_parser("inspect", help="show what a file that Keras saved holds"))
     _add_convert(commands.add_parser("convert", help="write a training that Keras saved as an Orbax checkpoint"))
-    _add_order(commands.add_parser("order", help="write, where Keras is, whose moments an optimizer's are in a file"))
+    _add_order(
+        commands.add_parser("order", help="write in which order an optimizer keeps its variables, where Keras is")
+    )
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 
@@ -121,7 +125,7 @@ def _run_inspect(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     from optax_kadam.commands import _inspect
 
     with _refusing(parser):
-        text = _inspect.describe(arguments.file, arguments.config, arguments.trainable)
+        text = _inspect.describe(arguments.file, _hints(arguments))
     try:
         print(text, flush=True)
     except BrokenPipeError:  # `| head` closes the pipe; without this, Python complains again when it exits.
@@ -161,7 +165,7 @@ def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(f"{error}. Install what convert needs: pip install -e '.[convert]'")
     jax.config.update("jax_platforms", "cpu")  # An accelerator may be too small, or in use.
     with _refusing(parser):
-        summary = _convert.convert(arguments.file, arguments.out, arguments.config, arguments.trainable, rename)
+        summary = _convert.convert(arguments.file, arguments.out, _hints(arguments), rename)
     print(summary)
 
 
@@ -204,6 +208,16 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="what the command order wrote, for a file from which the order of the moments does not follow",
     )
+    parser.add_argument(
+        "--optimizer",
+        default="optimizer",
+        metavar="NAME",
+        help="attribute of the model that it is, for one with several, as d_optimizer (default: %(default)s)",
+    )
+
+
+def _hints(arguments: argparse.Namespace) -> Hints:
+    return hints_of(arguments.config, arguments.trainable, arguments.optimizer)
 
 
 @contextlib.contextmanager

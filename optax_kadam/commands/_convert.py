@@ -26,27 +26,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from optax_kadam.commands._progress import lazy_arrays, size, watched
+from optax_kadam.keras_files._contents import Hints
 from optax_kadam.keras_files._match import model_name
-from optax_kadam.keras_files._open import hints_of, opened
+from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files._rename import renamed, unused_keys
 from optax_kadam.keras_files._training import KerasTraining, read
 from optax_kadam.keras_files._words import flax_path
 
 
-def convert(
-    path: pathlib.Path,
-    out: pathlib.Path,
-    config: Mapping[str, object] | None,
-    trainable: pathlib.Path | None,
-    rename: Mapping[str, str],
-) -> str:
+def convert(path: pathlib.Path, out: pathlib.Path, hints: Hints, rename: Mapping[str, str]) -> str:
     """Write the training in the file at `path` to the Orbax checkpoint `out`, as a whole or not at all.
 
     Args:
       path: the path of the file: see `load_keras`.
       out: the folder of the checkpoint, which must not exist, in a folder that exists.
-      config: `get_config()` of the optimizer: see `load_keras`.
-      trainable: an order file: see `load_keras`.
+      hints: what is known of the file: the arguments of `load_keras`.
       rename: what parts of Keras's paths are called in the checkpoint: see `KerasTraining.restore`.
 
     Returns:
@@ -59,7 +53,7 @@ def convert(
     out = out.absolute()  # Orbax takes absolute paths only.
     _check_free(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kadam-") as folder:
-        with opened(path, hints_of(config, trainable)) as contents, watched(contents) as contents:
+        with opened(path, hints) as contents, watched(contents) as contents:
             _check_room(out.parent, sum(map(size, lazy_arrays(contents))))
             training = read(contents)
         with ocp.StandardCheckpointer() as checkpointer:

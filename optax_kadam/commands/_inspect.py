@@ -11,8 +11,8 @@ import numpy as np
 from optax_kadam._kadam import kadam
 from optax_kadam.commands._progress import size, watched
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._contents import Contents
-from optax_kadam.keras_files._open import hints_of, opened
+from optax_kadam.keras_files._contents import Contents, Hints
+from optax_kadam.keras_files._open import opened
 from optax_kadam.keras_files._training import EXCLUSIONS, KerasTraining, read
 
 _CHUNK = 1 << 20  # How many elements are converted to float64 at a time.
@@ -26,20 +26,17 @@ _ORDERS = {
 _UNKNOWN = "not in the file"
 
 
-def describe(
-    path: pathlib.Path, config: Mapping[str, object] | None = None, trainable: pathlib.Path | None = None
-) -> str:
+def describe(path: pathlib.Path, hints: Hints) -> str:
     """Return a description of the file at `path`. At most one of its arrays is in memory at a time.
 
     Args:
       path: the path of the file: see `load_keras`.
-      config: `get_config()` of the optimizer: see `load_keras`.
-      trainable: an order file: see `load_keras`.
+      hints: what is known of it: the arguments of `load_keras`.
 
     Raises:
       ValueError, FileNotFoundError, ImportError: as `load_keras` does.
     """
-    with opened(path, hints_of(config, trainable)) as contents, watched(contents) as contents:
+    with opened(path, hints) as contents, watched(contents) as contents:
         heading = _heading(path, read(_without_arrays(contents)), contents.slots is not None)
         width = max(map(len, heading))
         lines = [f"{name:{width}}  {value}" for name, value in heading.items()]

@@ -243,6 +243,7 @@ def test_an_order_that_was_written_where_keras_is_is_read_where_it_is_not(capsys
         assert [array.flat[0] for array in arrays.values()] == [0, 1, 2, 3]
     assert "as it was given" in run(capsys, "inspect", "x.keras", "--trainable", "x.keras.order.json")
     run(capsys, "convert", "x.keras", "out", "--trainable", "x.keras.order.json")
+    assert "optimizer='other', where the file has 'optimizer'" in refusal(capsys, "inspect x.keras --optimizer other")
     for content in (
         "{}",
         '{"trainable": []}',
