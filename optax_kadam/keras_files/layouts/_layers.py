@@ -194,7 +194,7 @@ class _Reader:
             key = f"{kind}_{used[kind]}" if used[kind] else kind
             if key in listed.groups:  # A layer that is used again was met before.
                 met.add(key)
-                layers.append((kind, self.layer(listed.groups[key], key, config, scope, is_listed=True)))
+                layers.append((kind, self.layer(listed.groups[key], key, config, scope)))
         return layers if met == {key for key in listed.groups if not _NOT_LAYERS.fullmatch(key)} else None
 
     def _attributes(

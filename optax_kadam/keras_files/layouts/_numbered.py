@@ -142,6 +142,11 @@ def _fitting(
             "save a checkpoint or a whole-model `.h5`."
         )
     slots, trained = fitting[0]
+    if config is not None and len(fitting) > 1:
+        raise ValueError(
+            "It must be known whether averages and accumulators stand by turns, as Keras wrote them before 3.10. "
+            "Received: a file that does not say which Keras wrote it. Save the model as `.keras`."
+        )
     if config is None and (slots.average is not None or len(fitting) > 1):
         raise ValueError(
             "The kinds of an optimizer's arrays must follow from its configuration or from their number. Received: "
@@ -180,13 +185,10 @@ def _splits(
     if generation != "keras3":
         rates, accumulators = (False,), (False,)
     for rate, average, accumulator, maximum in itertools.product(rates, averages, accumulators, maxima):
-        for alternates in (True, False) if _is_before_3_10(keras_version) else (False, True):
-            if alternates and not (average and accumulator):
-                continue
-            slots = _split(arrays, rate, average, accumulator, maximum, alternates)
-            if slots is not None:
-                yield slots
-                break
+        by_turns = _by_turns(keras_version) if average and accumulator else (False,)
+        found = [_split(arrays, rate, average, accumulator, maximum, alternates) for alternates in by_turns]
+        possible = [slots for slots in found if slots is not None]
+        yield from possible[:1] if possible and len(possible[0].mu) == 1 else possible
 
 
 def _switched_on(config: OptimizerConfig | None) -> str:
@@ -196,9 +198,10 @@ def _switched_on(config: OptimizerConfig | None) -> str:
     return f" with {', '.join(switched_on)}" if switched_on else ""
 
 
-def _is_before_3_10(keras_version: str | None) -> bool:
+def _by_turns(keras_version: str | None) -> Sequence[bool]:
+    """Return whether averages and accumulators were written by turns, as by Keras 3 before 3.10: yes, no or either."""
     parts = (keras_version or "").split(".")
-    return len(parts) > 1 and parts[0] == "3" and parts[1].isdecimal() and int(parts[1]) < 10
+    return (int(parts[1]) < 10,) if len(parts) > 1 and parts[1].isdecimal() else (False, True)
 
 
 def _split(
@@ -232,7 +235,7 @@ def _with_scale(slots: Slots, optimizer: Group | None, generation: Generation) -
         return slots
     # These are iteration, [learning_rate], step_counter, dynamic_scale; those of the inner optimizer may follow.
     counter = next((i for i, array in enumerate(outer) if i and array.dtype.kind in "iu" and not array.shape), None)
-    if counter is None or counter + 1 >= len(outer) or outer[counter + 1].dtype.kind != "f":
+    if counter is None or counter + 1 == len(outer) or outer[counter + 1].dtype.kind != "f":
         raise ValueError(
             f"A LossScaleOptimizer must hold its step counter and its scale. Received: {len(outer)} other arrays. "
             "The file is damaged, or of another Keras than 3."

@@ -149,7 +149,9 @@ def _some(stages: Sequence[Stage], slots: Sequence[Shape]) -> list[Variable] | N
     if early is None or late is None:
         return None
     late = [len(bags) - 1 - index for index in reversed(late)]
-    return _the_one([_taken(bags, early, slots, 0), _taken(bags, late, slots, 1)])
+    ways = [[bags[i][shape] for i, shape in zip(indices, slots, strict=True)] for indices in (early, late)]
+    # Two variables of one shape in a bag could change places: the last is not the first.
+    return _the_one([[members[0] for members in ways[0]], [members[-1] for members in ways[1]]])
 
 
 def _earliest(bags: Sequence[Mapping[Shape, Sequence[Variable]]], slots: Sequence[Shape]) -> list[int] | None:
@@ -162,18 +164,6 @@ def _earliest(bags: Sequence[Mapping[Shape, Sequence[Variable]]], slots: Sequenc
             return None
         taken[shape] += 1
         found.append(index)
-    return found
-
-
-def _taken(
-    bags: Sequence[Mapping[Shape, Sequence[Variable]]], indices: Sequence[int], slots: Sequence[Shape], first: int
-) -> list[Variable]:
-    """Return the variables out of the bags with these indices, where each bag begins with that of number `first`."""
-    found, taken = [], collections.Counter[tuple[int, Shape]]()
-    for index, shape in zip(indices, slots, strict=True):
-        members = bags[index][shape]
-        found.append(members[(first + taken[index, shape]) % len(members)])
-        taken[index, shape] += 1
     return found
 
 
