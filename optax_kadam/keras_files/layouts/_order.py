@@ -8,7 +8,7 @@ optimizer was built: any may have been, unless there are as many slots as variab
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from optax_kadam.keras_files._contents import Slots, Variable, with_unique_paths
@@ -31,19 +31,19 @@ def order_of(model: Model, slots: Sequence[Shape]) -> list[Variable] | None:
     Raises:
       ValueError: if they could belong to several.
     """
+    candidates = model.candidates()
+    if len(candidates) > len(slots):
+        if model.is_known and model.is_a_row():
+            return _some(candidates, slots)
+        raise ValueError(
+            f"What the optimizer trains must follow from the file. Received: moments for {len(slots)} of "
+            f"{len(candidates)} variables, and layers whose order or configuration is not known. {_ASK}"
+        )
     stages = [[chain for chain in map(_trained, stage) if chain] for stage in model.stages]
     sizes = [sum(len(unit) for chain in stage for unit in chain) for stage in stages]
-    if sum(sizes) > len(slots):
-        some = _some(stages, slots)
-        if some is not None and not model.is_known:
-            raise ValueError(
-                "What the optimizer trains must follow from the file. Received: moments for "
-                f"{len(slots)} of {sum(sizes)} variables, and layers whose configuration is not known. {_ASK}"
-            )
-        return some
     ends = list(itertools.accumulate(sizes))
     parts = [_merged(stage, slots[end - size : end]) for stage, size, end in zip(stages, sizes, ends, strict=True)]
-    if sum(sizes) < len(slots) or None in parts:
+    if len(candidates) < len(slots) or None in parts:
         return None
     return [variable for part in parts for variable in part or ()]
 
@@ -133,38 +133,20 @@ def _unlinked(placed: _Placed) -> list[Variable]:
     return [variable for unit in reversed(units) for variable in unit]
 
 
-def _some(stages: Sequence[Stage], slots: Sequence[Shape]) -> list[Variable] | None:
-    """Return those of the variables, in their order, that have the shapes `slots`.
+def _some(variables: Sequence[Variable], slots: Sequence[Shape]) -> list[Variable] | None:
+    """Return those of the variables, which are in order, that have the shapes `slots`.
 
     They are certain if each slot, taken as early as possible and as late as possible, is of the same variable.
     """
-    bags: list[dict[Shape, list[Variable]]] = []  # Variables in an unknown order, by their shapes.
-    for stage in stages:
-        variables = [variable for chain in stage for unit in chain for variable in unit]
-        for members in [variables] if len(stage) > 1 else [[variable] for variable in variables]:
-            bags.append(collections.defaultdict(list))
-            for variable in members:
-                bags[-1][variable.array.shape].append(variable)
-    early, late = _earliest(bags, slots), _earliest(bags[::-1], slots[::-1])
-    if early is None or late is None:
-        return None
-    late = [len(bags) - 1 - index for index in reversed(late)]
-    ways = [[bags[i][shape] for i, shape in zip(indices, slots, strict=True)] for indices in (early, late)]
-    # Two variables of one shape in a bag could change places: the last is not the first.
-    return _the_one([[members[0] for members in ways[0]], [members[-1] for members in ways[1]]])
+    early, late = _earliest(variables, slots), _earliest(variables[::-1], slots[::-1])
+    return None if early is None or late is None else _the_one([early, late[::-1]])
 
 
-def _earliest(bags: Sequence[Mapping[Shape, Sequence[Variable]]], slots: Sequence[Shape]) -> list[int] | None:
-    """Return, for each slot, the first bag that has a variable of its shape left, or None if a slot finds none."""
-    found, index, taken = [], 0, collections.Counter[Shape]()
-    for shape in slots:
-        while index < len(bags) and taken[shape] == len(bags[index].get(shape, ())):
-            index, taken = index + 1, collections.Counter[Shape]()
-        if index == len(bags):
-            return None
-        taken[shape] += 1
-        found.append(index)
-    return found
+def _earliest(variables: Sequence[Variable], slots: Sequence[Shape]) -> list[Variable] | None:
+    """Return the first variable for each slot that comes after that of the slot before, or None if one finds none."""
+    following = iter(variables)
+    found = [next((v for v in following if v.array.shape == shape), None) for shape in slots]
+    return [v for v in found if v is not None] if None not in found else None
 
 
 def _the_one(ways: Sequence[Sequence[Variable]]) -> list[Variable] | None:

@@ -329,7 +329,10 @@ def test_flags_that_changed_after_the_optimizer_was_built_are_not_believed(endin
     trained = model.trainable_variables
     model.layers[0].trainable, model.layers[1].trainable = True, False
     model.save(path) if ending == "keras" else model.save_weights(path)
-    with pytest.raises(ValueError, match="could be those of 'sequential.*/kernel' or those of 'sequential.*/kernel'"):
+    known = "could be those of 'sequential.*/kernel' or those of 'sequential.*/kernel'"
+    with pytest.raises(
+        ValueError, match=known if ending == "keras" else "moments for 2 of 4 variables, and layers whose"
+    ):
         ok.load_keras(path)
     check(ok.load_keras(path, trainable=trained), optimizer)
 
@@ -444,6 +447,31 @@ def test_random_models_are_right_or_asked_for(tmp_path):
     counts = collections.Counter(kind for seed in range(12) for kind, _ in orders.outcome(seed, tmp_path))
     assert not [kind for kind in counts if "WRONG" in kind or kind.endswith("told: refused")]
     assert counts[".keras told: given"] > 5 and counts[".weights.h5 alone: refused"] > 2
+
+
+def written(path, optimizer_type, layers):
+    """Write a `.weights.h5` with these arrays, and moments that count them in their order."""
+    with h5py.File(path, "w") as file:
+        for name, array in layers.items():
+            file[name] = array.astype(np.float32)
+        file["optimizer/vars/0"] = optimizer_type(1)
+        moments = [np.full(array.shape, float(i), np.float32) for i, array in enumerate(layers.values()) for _ in "mv"]
+        for i, moment in enumerate(moments):
+            file[f"optimizer/vars/{i + 1}"] = moment
+
+
+def test_a_model_of_tf_keras_has_its_own_variables_last(tmp_path):
+    one, two = np.ones((4, 4)), 2 * np.ones((4, 4))
+    written(tmp_path / "x.weights.h5", np.int64, {"layers/dense/vars/0": one, "vars/0": two})
+    training = ok.load_keras(tmp_path / "x.weights.h5")
+    assert training.generation == "tf_keras" and list(training.mu) == ["dense/kernel:0", "vars/0:0"]
+    assert [array.flat[0] for array in training.mu.values()] == [0, 1]
+
+
+def test_layers_that_are_alike_are_named_at_once(tmp_path):
+    written(tmp_path / "x.weights.h5", np.int64, {f"x{i}/vars/0": np.ones(4) for i in range(40)})
+    with pytest.raises(ValueError, match="could be those of 'x0/vars/0:0' or those of 'x1/vars/0:0'"):
+        ok.load_keras(tmp_path / "x.weights.h5")
 
 
 def test_a_long_search_ends(tmp_path):
