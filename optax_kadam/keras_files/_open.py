@@ -4,14 +4,16 @@ This is the only file that knows both: a container reads named arrays out of byt
 """
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import Contents, Hints
 from optax_kadam.keras_files._json import read_json
 from optax_kadam.keras_files._named_arrays import Group
-from optax_kadam.keras_files._source import Files
+from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files._told import Trainable, told
 from optax_kadam.keras_files.containers._archive import Archive
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE, read_hdf5
@@ -42,13 +44,22 @@ def hints_of(
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, hints: Hints) -> Iterator[Contents]:
+def opened(path: str | os.PathLike[str] | BinaryIO, hints: Hints) -> Iterator[Contents]:
     """Yield the contents of the file at `path`. Their arrays can be read until the context is left."""
     with Files() as files:
-        contents = _contents(path, hints, files)
+        if isinstance(path, str | os.PathLike):
+            contents, name = _contents(pathlib.Path(path), hints, files), str(path)
+        else:
+            source = files.given(path)
+            contents, name = _contents_of_one(source, hints, files), source.name
+        if contents is None:
+            raise ValueError(
+                f"`path` must be a file that Keras saved. Received: path={name!r}, which has none of Keras's formats. "
+                "Save the model with `model.save('model.keras')`."
+            )
         if not contents.variables:
             raise ValueError(
-                f"A Keras file must hold the variables of a model. Received: {str(path)!r}, which holds none. "
+                f"A Keras file must hold the variables of a model. Received: {name!r}, which holds none. "
                 "Save the model with `model.save('model.keras')`."
             )
         yield contents
@@ -70,7 +81,15 @@ def hdf5_contents(root: Group, hints: Hints) -> Contents:
     return named_contents(root, hints.config) if is_named else numbered_contents(root, None, None, hints)
 
 
-def _contents(path: pathlib.Path, hints: Hints, files: Files) -> Contents:
+def _contents_of_one(source: Source, hints: Hints, files: Files) -> Contents | None:
+    """Return the contents of a format that is one file, or None if it is none of these."""
+    signature = source.read(0, min(8, source.size))
+    if signature[:4] == ZIP_SIGNATURE:
+        return archive_contents(Archive.zipped(source, files), hints)
+    return hdf5_contents(read_hdf5(source), hints) if signature == SIGNATURE else None
+
+
+def _contents(path: pathlib.Path, hints: Hints, files: Files) -> Contents | None:
     if path.is_dir() and (path / "saved_model.pb").exists():
         return saved_model_contents(read_checkpoint(path / "variables" / "variables", files), path, files, hints)
     if path.is_dir() and (path / "config.json").exists():
@@ -85,21 +104,15 @@ def _contents(path: pathlib.Path, hints: Hints, files: Files) -> Contents:
         raise FileNotFoundError(
             f"There must be a file, a SavedModel's folder or a checkpoint at `path`. Received: path={str(path)!r}."
         )
-    if not path.is_dir():
-        source = files.open(path)
-        signature = source.read(0, min(8, source.size))
-        if signature[:4] == ZIP_SIGNATURE:
-            return archive_contents(Archive.zipped(source, files), hints)
-        if signature == SIGNATURE:
-            return hdf5_contents(read_hdf5(source), hints)
-        if path.name.endswith(".json"):
-            index = read_json(source)
-            shards = read_shards(index, source.name, lambda name: read_hdf5(files.open(_beside(path, name))))
-            return numbered_contents(shards, None, None, hints)
-    raise ValueError(
-        f"`path` must be a file that Keras saved. Received: path={str(path)!r}, which has none of Keras's formats. "
-        "Save the model with `model.save('model.keras')`."
-    )
+    if path.is_dir():
+        return None
+    source = files.open(path)
+    contents = _contents_of_one(source, hints, files)
+    if contents is not None or not path.name.endswith(".json"):
+        return contents
+    index = read_json(source)
+    shards = read_shards(index, source.name, lambda name: read_hdf5(files.open(_beside(path, name))))
+    return numbered_contents(shards, None, None, hints)
 
 
 def _beside(path: pathlib.Path, name: str) -> pathlib.Path:

@@ -139,6 +139,15 @@ class Files:
         self._opened.append((path, file.fileno(), status))
         return Source(file, str(path), 0, status.st_size)
 
+    def given(self, file: BinaryIO) -> Source:
+        """Return a file that the caller has opened, which is not closed."""
+        if not all(hasattr(file, name) for name in ("readinto", "seek", "tell")):
+            raise TypeError(
+                "`path` must be a path, or a file that is open for reading bytes and can seek. "
+                f"Received: path={file!r}. Hand over `open(path, 'rb')`, or `io.BytesIO(content)`."
+            )
+        return Source(file, str(getattr(file, "name", type(file).__name__)), 0, file.seek(0, os.SEEK_END))
+
     def keep(self, file: BinaryIO) -> BinaryIO:
         """Close `file` with the others."""
         return self._until_closed.enter_context(file)

@@ -1,10 +1,10 @@
 """`load_keras` reads a training from a file of any generation of Keras, as a `KerasTraining`."""
 
 import dataclasses
-import pathlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import optax
@@ -226,7 +226,7 @@ class KerasTraining:
 
 
 def load_keras(
-    path: str | pathlib.Path,
+    path: str | os.PathLike[str] | BinaryIO,
     *,
     config: Mapping[str, object] | None = None,
     trainable: Trainable | None = None,
@@ -255,7 +255,7 @@ def load_keras(
 
     Args:
       path: the path of the file, of the folder of a SavedModel, or of a checkpoint as TensorFlow names it, without
-        `.index`.
+        `.index`; or a file that is open for reading bytes, for a `.keras`, `.weights.h5` or `.h5`.
       config: `get_config()` of the optimizer, for formats that do not store it (`.weights.h5`, checkpoints).
       trainable: `model.trainable_variables` of the model as it was saved, for a file from which their order does not
         follow: an error asks for them then. Each is a variable of Keras's or an array, which is found by its numbers,
@@ -283,12 +283,13 @@ def load_keras(
       20 (20, 6)
     """
     hints = hints_of(config, trainable, optimizer)
-    with opened(pathlib.Path(path), hints) as contents:
+    with opened(path, hints) as contents:
         training = read(contents)
     if training.mu is None:
+        name = str(getattr(path, "name", path))
         warnings.warn(
-            f"{str(path)!r} holds weights alone, and no state of an optimizer. `fill` reads them; for `restore`, the "
-            "model must have been compiled and trained before it was saved.",
+            f"{name!r} holds weights alone, and no state of an optimizer. `fill` reads them; for `restore`, the model "
+            "must have been compiled and trained before it was saved.",
             stacklevel=2,
         )
     return training

@@ -1,5 +1,6 @@
 """Files that Keras saved: the recorded ones of every format, those of a live Keras 3, and damaged ones."""
 
+import io
 import json
 import pathlib
 import random
@@ -349,6 +350,24 @@ def test_what_is_no_training_is_refused_by_name(tmp_path):
     model.save(tmp_path / "new.keras")
     with pytest.warns(UserWarning, match="new.keras' holds weights alone, and no state of an optimizer"):
         assert ok.load_keras(tmp_path / "new.keras").mu is None
+
+
+@pytest.mark.parametrize("name", ["adam.keras", "adam.weights.h5", "adam.h5"])
+def test_a_file_that_is_open_is_read(name):
+    path = FILES / "k3j" / name
+    whole = ok.load_keras(path)
+    with open(path, "rb") as file:
+        for opened in (file, io.BytesIO(path.read_bytes())):
+            opened.seek(7)
+            found = ok.load_keras(opened)
+            assert not opened.closed and list(found.variables) == list(whole.variables)
+            assert all(map(np.array_equal, found.nu.values(), whole.nu.values()))
+    with pytest.raises(
+        TypeError, match="`path` must be a path, or a file that is open .* Received: path=b'content'. Hand"
+    ):
+        ok.load_keras(b"content")
+    with pytest.raises(ValueError, match="must be a file that Keras saved. Received: path='BytesIO', which has none"):
+        ok.load_keras(io.BytesIO(b"content"))
 
 
 def test_what_was_read_cannot_be_written_to():
