@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_kadam import _call, _check
+from optax_kadam._gradients import RowUpdates
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
 from optax_kadam._xla import zeros_like
@@ -28,8 +29,8 @@ class DeferredRows(NamedTuple):
     """What can be done with a table: pure functions."""
 
     init: Callable[[jax.Array], DeferredTable]  # values -> table
-    read: Callable[[DeferredTable, jax.Array], tuple[jax.Array, DeferredTable]]  # table, indices -> rows, table
-    update: Callable[[DeferredTable, jax.Array, jax.Array], DeferredTable]  # table, indices, gradients -> table
+    read: Callable[[DeferredTable, jax.Array], jax.Array]  # table, indices -> rows
+    update: Callable[..., DeferredTable]  # table, indices, gradients -> table; or table, RowUpdates -> table
     flush: Callable[[DeferredTable], tuple[jax.Array, DeferredTable]]  # table -> values, table
 
 
@@ -60,12 +61,13 @@ def deferred_rows(
     The functions are pure. Jit them, donating the table, to have it updated in place:
 
     - `init(values)` gives the table. The first axis of `values` is that of the rows.
-    - `read(table, indices)` gives the rows as they are by now, and the table. An index that is negative or past the end
-      is padding, and reads as zeros. `table.values` itself is out of date. Nothing is written: the table is returned as
-      it is, and reading twice is no different from reading once.
-    - `update(table, indices, gradients)` takes one step. `gradients` has the shape of what `read` gave. Rows need not
-      have been read before. The gradients of an index that occurs more than once are summed; those of padding are
-      ignored. No index is an error under `jit`, where its value is not known.
+    - `read(table, indices)` gives the rows as they are by now. An index that is negative or past the end is padding,
+      and reads as zeros. Nothing is written, and reading twice is no different from reading once. `table.values` itself
+      is out of date.
+    - `update(table, indices, gradients)` takes one step, and so does `update(table, RowUpdates(indices, gradients))`.
+      `gradients` has the shape of what `read` gave. Rows need not have been read before. The gradients of an index that
+      occurs more than once are summed; those of padding are ignored. No index is an error under `jit`, where its value
+      is not known.
     - `flush(table)` gives all values as they are by now, for an evaluation or for saving, and the table so caught up.
       It needs the memory of up to two tables more while it runs; where there is none, `read` rows part by part.
 
@@ -73,8 +75,8 @@ def deferred_rows(
     betas fade slowly), and a schedule sees these.
 
     A row costs its values, its moments in float32, and 4 bytes. To clip these gradients together with those of other
-    parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter; what it
-    returns has the indices and the gradients for `update`.
+    parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter, and what it
+    returns to `update`.
 
     Args:
       learning_rate: a number, kept in the table, where `optax.tree.set(table, learning_rate=...)` changes it for the
@@ -103,7 +105,7 @@ def deferred_rows(
       ...     table = table_of.update(table, jnp.array([row]), jnp.array([[1.0, -1.0]]))
       >>> print(f"{table.values[7, 0]:.4f}")  # As of its last gradient: two steps.
       0.8000
-      >>> rows, table = table_of.read(table, jnp.array([7, -1]))
+      >>> rows = table_of.read(table, jnp.array([7, -1]))
       >>> print(f"{rows[0, 0]:.4f} {rows[1, 0]:.4f}")  # By now: three more, on its momentum; and padding.
       0.6059 0.0000
 
@@ -132,9 +134,9 @@ def deferred_rows(
         iterations = jnp.zeros((), jnp.int32)
         return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed)
 
-    def read(table: DeferredTable, indices: jax.Array) -> tuple[jax.Array, DeferredTable]:
+    def read(table: DeferredTable, indices: jax.Array) -> jax.Array:
         indices = jnp.asarray(indices)
-        return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices), table
+        return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices)
 
     def rows_of(table: DeferredTable, indices: jax.Array) -> jax.Array:
         indices = _table.in_range(table, indices)
@@ -142,8 +144,11 @@ def deferred_rows(
         change, _ = caught_up(table, rows)
         return (rows.values + change).astype(table.values.dtype)
 
-    def update(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
-        return in_auto_axes(step, jax.tree.map(spec_of, table), table, indices, gradients)
+    def update(
+        table: DeferredTable, indices: jax.Array | RowUpdates, gradients: jax.Array | None = None
+    ) -> DeferredTable:
+        arrays = _table.indices_and_gradients(indices, gradients)
+        return in_auto_axes(step, jax.tree.map(spec_of, table), table, *arrays)
 
     def step(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
         indices = _table.in_range(table, indices)

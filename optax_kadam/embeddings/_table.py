@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_kadam._gradients import Rows, check_indices, distinct_rows, within
+from optax_kadam._gradients import Rows, RowUpdates, check_indices, distinct_rows, within
 from optax_kadam._xla import zero_after
 from optax_kadam.embeddings._catch_up import Missed, Moments
 from optax_kadam.stages._learning_rate import RateComputed, RateHeld
@@ -63,6 +63,21 @@ def in_range(table: DeferredTable, indices: jax.typing.ArrayLike) -> jax.Array:
     indices = jnp.asarray(indices)
     check_indices(indices, table.values.shape[0])
     return within(indices, table.values.shape[0])
+
+
+def indices_and_gradients(
+    indices: jax.Array | RowUpdates, gradients: jax.typing.ArrayLike | None
+) -> tuple[jax.Array, jax.typing.ArrayLike]:
+    """Return what `update` was called with as two arrays, or raise where it is neither of its two forms."""
+    if isinstance(indices, RowUpdates) and gradients is None:
+        return indices.indices, indices.values
+    if isinstance(indices, RowUpdates) or gradients is None:
+        received = f"{type(indices).__name__} and {'no gradients' if gradients is None else 'gradients'}"
+        raise TypeError(
+            "`update` must be called with indices and their gradients, or with `RowUpdates` alone. "
+            f"Received: {received}. Call `update(table, indices, gradients)`, or `update(table, RowUpdates(...))`."
+        )
+    return indices, gradients
 
 
 def distinct_gradients(

@@ -75,7 +75,7 @@ def run(values, batches, rates, epsilon, beta_1, beta_2, amsgrad=False, weight_d
     table_of = deferred_rows(lambda step: rates[step], beta_1, beta_2, epsilon, amsgrad, weight_decay=weight_decay)
 
     def step(table, batch):
-        rows, table = table_of.read(table, batch[0])
+        rows = table_of.read(table, batch[0])
         return table_of.update(table, *batch), rows
 
     table, rows = jax.lax.scan(step, table_of.init(values), batches)
@@ -176,7 +176,7 @@ def test_nothing_accelerates_where_the_count_ends(monkeypatch, amsgrad, weight_d
     @quick_jit
     def after(start):
         def step(table, batch):
-            rows, table = table_of.read(table, batch[0])
+            rows = table_of.read(table, batch[0])
             return table_of.update(table, *batch), (rows, table.iterations)
 
         table = optax.tree.set(table_of.init(values), iterations=start)
@@ -217,18 +217,38 @@ def test_indices_out_of_range_are_padding():
     table = table_of.update(table_of.init(values), padded, g)
     alone = table_of.update(table_of.init(values), jnp.array([2]), jnp.ones((1, 2)))
     jax.tree.map(np.testing.assert_array_equal, table, alone)
-    rows, _ = table_of.read(table, padded)
+    rows = table_of.read(table, padded)
     np.testing.assert_array_equal(rows, jnp.zeros((7, 2)).at[1].set(table.values[2]))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_update_takes_the_gradient_of_rows_as_one(jit):
+    table_of = deferred_rows(0.1, epsilon=1e-3)
+    update = quick_jit(table_of.update) if jit else table_of.update
+    table, indices, gradients = table_of.init(jnp.ones((5, 2))), jnp.array([3, 1, -1]), jnp.ones((3, 2))
+    found = update(table, ok.RowUpdates(indices, gradients))
+    jax.tree.map(np.testing.assert_array_equal, found, update(table, indices, gradients))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "received"),
+    [
+        ((ok.RowUpdates(np.ones(1, np.int32), np.ones((1, 2))), np.ones((1, 2))), "RowUpdates and gradients"),
+        ((np.ones(1, np.int32),), "ndarray and no gradients"),
+    ],
+)
+def test_a_call_of_update_in_neither_form_is_refused(arguments, received):
+    table_of = deferred_rows()
+    with pytest.raises(TypeError, match=f"`update` must be called with indices.*Received: {received}. Call"):
+        table_of.update(table_of.init(np.ones((5, 2), np.float32)), *arguments)
 
 
 def test_rows_that_were_not_read_are_caught_up_by_update():
     values, (indices, gradients) = zipf(30, rows=20, touched=3)
     table_of = jitted(0.1, epsilon=1e-3)
-    table, read = table_of.init(values), table_of.init(values)
+    table = table_of.init(values)
     for batch in zip(indices, gradients, strict=True):
         table = table_of.update(table, *batch)
-        read = table_of.update(table_of.read(read, batch[0])[1], *batch)
-    jax.tree.map(np.testing.assert_array_equal, table, read)
     (p,) = dense(values, (indices, gradients), [(np.full(30, 0.1), 1e-3, False)], 0.9, 0.999)
     np.testing.assert_allclose(table_of.flush(table)[0], p, rtol=3e-6, atol=1e-7)
 
@@ -240,7 +260,7 @@ def test_flush_changes_nothing_but_the_time_of_the_visit():
     for row in (0, 1, 2, 0):
         table = table_of.update(table, jnp.array([row]), g)
     flushed, after = table_of.flush(table)
-    np.testing.assert_array_equal(flushed, table_of.read(table, jnp.arange(5))[0])
+    np.testing.assert_array_equal(flushed, table_of.read(table, jnp.arange(5)))
     np.testing.assert_array_equal(after.values, flushed)
     np.testing.assert_array_equal(table_of.flush(after)[0], flushed)
     np.testing.assert_array_equal(after.last_visit, [4] * 5)
@@ -315,9 +335,9 @@ def test_shapes_and_types_are_kept(shape, row_shape):
     table_of = jitted(0.1)
     table = table_of.init(np.ones((6, *row_shape), np.float32))
     indices = jnp.full(shape, 2)
-    rows, same = table_of.read(table, indices)
+    rows = table_of.read(table, indices)
     assert rows.shape == shape + row_shape
-    new = table_of.update(same, indices, rows)
+    new = table_of.update(table, indices, rows)
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
     assert describe(new) == describe(table) == describe(table_of.flush(new)[1])
     assert (np.asarray(new.values)[2] < 1).all()
@@ -336,8 +356,7 @@ def test_donated_tables_are_updated_in_place(options):
     table_of, rows = deferred_rows(0.1, **options), 200_000
 
     def step(table, indices, targets):
-        read, table = table_of.read(table, indices)
-        return table_of.update(table, indices, read - targets)
+        return table_of.update(table, indices, table_of.read(table, indices) - targets)
 
     table = jax.eval_shape(table_of.init, jax.ShapeDtypeStruct((rows, 8), jnp.float32))
     batch = jax.ShapeDtypeStruct((64,), jnp.int32), jax.ShapeDtypeStruct((64, 8), jnp.float32)
@@ -347,8 +366,9 @@ def test_donated_tables_are_updated_in_place(options):
     assert aliased(text) == len(jax.tree.leaves(table))
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.5 * rows * 8 * 4
-    read = jax.jit(table_of.read, donate_argnums=0).lower(table, batch[0]).compile().as_text()
-    assert not any(shape[:1] == (rows,) for shape in shapes(read, "copy"))
+    read = jax.jit(table_of.read).lower(table, batch[0]).compile()
+    assert not any(shape[:1] == (rows,) for shape in shapes(read.as_text(), "copy"))
+    assert read.memory_analysis().output_size_in_bytes == 64 * 8 * 4  # Without donation too, it returns the rows alone.
 
 
 def test_a_row_costs_its_moments_and_four_bytes():
@@ -380,13 +400,12 @@ def test_rows_may_be_divided_over_devices():
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(specs, P(), P()), out_specs=(P(), specs), check_vma=False)
     def step(table, indices, gradients):
         own = indices - 8 * jax.lax.axis_index("rows")
-        rows, table = inside.read(table, own)
-        return jax.lax.psum(rows, "rows"), inside.update(table, own, gradients)
+        return jax.lax.psum(inside.read(table, own), "rows"), inside.update(table, own, gradients)
 
     alone = table
     for batch in zip(indices, gradients, strict=True):
         rows, table = step(table, *batch)
-        np.testing.assert_allclose(rows, table_of.read(alone, batch[0])[0], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(rows, table_of.read(alone, batch[0]), rtol=1e-6, atol=1e-7)
         alone = table_of.update(alone, *batch)
 
 
@@ -475,13 +494,12 @@ def test_one_clip_goes_over_dense_parameters_and_a_table():
 
     @functools.partial(quick_jit, donate_argnums=(1, 2))
     def step(dense, state, table, ids, target):
-        rows, table = rows_of.read(table, ids)
-        of_rows, of_dense = jax.grad(loss, (0, 1))(rows, dense, target)
+        of_rows, of_dense = jax.grad(loss, (0, 1))(rows_of.read(table, ids), dense, target)
         params = {"dense": dense, "table": table.values}
         gradients = {"dense": of_dense, "table": ok.RowUpdates(ids, of_rows)}
         clipped, _ = clip.update(gradients, clip.init(params), params)
         updates, state = tx.update(clipped["dense"], state, dense)
-        table = rows_of.update(table, clipped["table"].indices, clipped["table"].values)
+        table = rows_of.update(table, clipped["table"])
         return optax.apply_updates(dense, updates), state, table
 
     whole = ok.kadam(0.01, global_clipnorm=0.5)
