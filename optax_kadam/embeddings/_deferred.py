@@ -147,15 +147,33 @@ def deferred_rows(
     def update(
         table: DeferredTable, indices: jax.Array | RowUpdates, gradients: jax.Array | None = None
     ) -> DeferredTable:
-        arrays = _table.indices_and_gradients(indices, gradients)
-        return in_auto_axes(step, jax.tree.map(spec_of, table), table, *arrays)
+        by_table = _table.gradients_by_table(table, indices, gradients)
+        return in_auto_axes(step, jax.tree.map(spec_of, table), table, by_table)
 
-    def step(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
-        indices = _table.in_range(table, indices)
-        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
+    def step(table: DeferredTable, by_table: dict[str, tuple[jax.Array, jax.Array]]) -> DeferredTable:
+        # Once for all tables: a callable that is asked again may answer otherwise.
         rate = owner.at(table.learning_rate, table.iterations)
         iterations = next_count(table.iterations, window.history)
         scalars = _scalars(beta_1, beta_2, epsilon_hat, rate, iterations)
+        moved = {
+            name: with_step(part, *by_table[name], rate, iterations, scalars)
+            for name, part in _table.parts_of(table).items()
+        }
+        decayed = decay * rate if decay is not None and decays else None
+        missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
+        table = _table.joined(moved)
+        return table._make((*table[:5], iterations, rate, missed))
+
+    def with_step(
+        table: DeferredTable,
+        indices: jax.Array,
+        gradients: jax.Array,
+        rate: jax.Array,
+        iterations: jax.Array,
+        scalars: Scalars,
+    ) -> DeferredTable:
+        indices = _table.in_range(table, indices)
+        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
         rows = _table.rows_at(table, indices)
         change, moments = caught_up(table, rows)
         if decay is not None:
@@ -165,14 +183,14 @@ def deferred_rows(
         change = change - adam_step(mu, nu if nu_max is None else nu_max, scalars)
         last_visit = _table.visited_at(iterations, rows, gradients)
         rows = TableRows(rows.values + change, Moments(mu, nu, nu_max), last_visit)
-        table = _table.with_rows_at(table, indices, rows)
-        decayed = decay * rate if decay is not None and decays else None
-        missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
-        return table._make((*table[:5], iterations, rate, missed))
+        return _table.with_rows_at(table, indices, rows)
 
     def flush(table: DeferredTable) -> tuple[jax.Array, DeferredTable]:
-        table = in_auto_axes(caught_up_table, jax.tree.map(spec_of, table), table)
+        table = in_auto_axes(caught_up_tables, jax.tree.map(spec_of, table), table)
         return table.values, table
+
+    def caught_up_tables(table: DeferredTable) -> DeferredTable:
+        return _table.joined({name: caught_up_table(part) for name, part in _table.parts_of(table).items()})
 
     def caught_up_table(table: DeferredTable) -> DeferredTable:
         rows = _table.in_float32(_table.all_rows(table))

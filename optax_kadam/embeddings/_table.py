@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_kadam._gradients import Rows, RowUpdates, check_indices, distinct_rows, within
+from optax_kadam._gradients import Rows, RowUpdates, Tree, check_indices, distinct_rows, within
 from optax_kadam._xla import zero_after
 from optax_kadam.embeddings._catch_up import Missed, Moments
 from optax_kadam.stages._learning_rate import RateComputed, RateHeld
@@ -65,10 +65,43 @@ def in_range(table: DeferredTable, indices: jax.typing.ArrayLike) -> jax.Array:
     return within(indices, table.values.shape[0])
 
 
-def indices_and_gradients(
+def parts_of(table: DeferredTable) -> dict[str, DeferredTable]:
+    """Return the tables in a state of several, by name, each with what they share; one alone under an empty name."""
+    if not isinstance(table.values, dict):
+        return {"": table}
+
+    def part(name: str) -> DeferredTable:
+        at_name = lambda node: node[name] if isinstance(node, dict) else node  # noqa: E731
+        return jax.tree.map(at_name, table, is_leaf=lambda node: isinstance(node, dict))
+
+    return {name: part(name) for name in table.values}
+
+
+def joined(parts: dict[str, DeferredTable]) -> DeferredTable:
+    """Return the state whose parts these are: what tables share is the same in all, and is taken from one of them."""
+    one = next(iter(parts.values()))
+    if "" in parts:
+        return one
+    by_row: list[Tree] = [
+        dict(zip(parts, field, strict=True)) for field in zip(*(p[:5] for p in parts.values()), strict=True)
+    ]
+    values, mu, nu, nu_max, last_visit = by_row
+    return one._make((values, mu, nu, nu_max if one.nu_max is not None else None, last_visit, *one[5:]))
+
+
+def gradients_by_table(
+    table: DeferredTable, indices: Tree, gradients: jax.typing.ArrayLike | None
+) -> dict[str, tuple[jax.Array, jax.typing.ArrayLike]]:
+    """Return the indices and gradients of each table, from what `update` was called with, in either of its forms."""
+    if not isinstance(table.values, dict):
+        return {"": _indices_and_gradients(indices, gradients)}
+    nothing = {name: (jnp.zeros((0,), jnp.int32), jnp.zeros((0, *x.shape[1:]))) for name, x in table.values.items()}
+    return {name: nothing[name] if rows is None else (rows.indices, rows.values) for name, rows in indices.items()}
+
+
+def _indices_and_gradients(
     indices: jax.Array | RowUpdates, gradients: jax.typing.ArrayLike | None
 ) -> tuple[jax.Array, jax.typing.ArrayLike]:
-    """Return what `update` was called with as two arrays, or raise where it is neither of its two forms."""
     if isinstance(indices, RowUpdates) and gradients is None:
         return indices.indices, indices.values
     if isinstance(indices, RowUpdates) or gradients is None:

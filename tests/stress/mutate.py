@@ -41,7 +41,12 @@ TIMES_SLOWER = 2  # A mutant that takes so many times longer than the code as it
 # The tests that mirror a module, the quickest first.
 _STEP = ("test_hyperparameter.py", "test_kadam.py", "test_refusals.py", "test_gradients.py", "test_precision.py")
 _ORACLE = ("test_oracle.py",)
-_TABLES = ("embeddings/test_catch_up.py", "embeddings/test_row_gradients.py", "embeddings/test_deferred.py")
+_TABLES = (
+    "embeddings/test_catch_up.py",
+    "embeddings/test_row_gradients.py",
+    "embeddings/test_deferred.py",
+    "embeddings/test_embeddings.py",
+)
 _ZIPS, _HDF5 = ("keras_files/containers/test_archive.py",), ("keras_files/containers/test_hdf5.py",)
 _READ = ("keras_files/test_load_keras.py", "keras_files/test_corpus.py")
 _CHECKPOINTS = ("keras_files/containers/test_tf_checkpoint.py", "keras_files/layouts", _READ[0])
