@@ -20,7 +20,7 @@ from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
 from optax_kadam._xla import zeros_like
 from optax_kadam.embeddings import _table
 from optax_kadam.embeddings._catch_up import Moments, Window, catch_up, no_steps, record_step, window_of
-from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, TableRows
+from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, MadeBy, TableRows
 from optax_kadam.stages._adam import Scalars, adam_maximum, adam_moments, adam_step
 from optax_kadam.stages._learning_rate import learning_rate_of, next_count
 
@@ -87,15 +87,18 @@ def deferred_rows(
       epsilon: epsilon-hat, > 0.
       amsgrad: whether to divide by the root of the running maximum of `v`.
       weight_decay: share of a parameter that it loses per unit of learning rate, >= 0; `weight_decay * learning_rate`
-        must stay below 1. None or 0 for no decay.
+        must stay below 1. Where a schedule, an array or `optax.tree.set` takes it to 1 or beyond, a row that misses
+        that step loses all of its value; nothing becomes NaN. None or 0 for no decay.
 
     Returns:
       The four functions.
 
     Raises:
       ValueError: if an argument is out of its range; if the missed steps of these betas do not fade within 32768 steps,
-        or cannot be summed at 32 nodes; if a shape does not fit, or a dtype of indices cannot name every row.
-      TypeError: if an argument is not a number, values are not float32, bfloat16 or float16, or indices not integers.
+        or cannot be summed at 32 nodes; if a shape does not fit, or a dtype of indices cannot name every row; if a
+        table was made with other betas, or differs in whether it has AMSGrad or weight decay.
+      TypeError: if an argument is not a number, values are not float32, bfloat16 or float16, or indices not integers;
+        if a table is none, such as the dict that a checkpoint gives without a template.
 
     Example:
       >>> import jax.numpy as jnp
@@ -120,7 +123,10 @@ def deferred_rows(
     decay = None if weight_decay is None else _check.number("weight_decay", weight_decay, (">=", 0.0))
     decays = isinstance(decay, jax.Array) or bool(decay)
     owner = learning_rate_of(learning_rate)
+    if decays and not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
+        _check_share(decay, learning_rate)
     window = window_of(beta_1, beta_2, bool(amsgrad))
+    made_by = MadeBy(beta_1, beta_2, bool(amsgrad), decays)
 
     def caught_up(table: DeferredTable, rows: TableRows) -> tuple[jax.Array, Moments]:
         return catch_up(window, table.missed, epsilon_hat, *rows, table.iterations)
@@ -132,9 +138,15 @@ def deferred_rows(
         make = DeferredTable if owner.is_held else ComputedDeferredTable
         missed = no_steps(window, decays)
         iterations = jnp.zeros((), jnp.int32)
-        return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed)
+        return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed, made_by)
 
     def read(table: DeferredTable, indices: jax.Array) -> jax.Array:
+        _table.check_table(table, made_by)
+        if isinstance(table.values, dict):
+            raise TypeError(
+                "`read` must be called with one table. Received: the state of several, "
+                f"{', '.join(map(repr, table.values))}. Call `Embeddings.read`."
+            )
         indices = jnp.asarray(indices)
         return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices)
 
@@ -147,6 +159,7 @@ def deferred_rows(
     def update(
         table: DeferredTable, indices: jax.Array | RowUpdates, gradients: jax.Array | None = None
     ) -> DeferredTable:
+        _table.check_table(table, made_by)
         by_table = _table.gradients_by_table(table, indices, gradients)
         return in_auto_axes(step, jax.tree.map(spec_of, table), table, by_table)
 
@@ -162,7 +175,7 @@ def deferred_rows(
         decayed = decay * rate if decay is not None and decays else None
         missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
         table = _table.joined(moved)
-        return table._make((*table[:5], iterations, rate, missed))
+        return table._make((*table[:5], iterations, rate, missed, made_by))
 
     def with_step(
         table: DeferredTable,
@@ -186,6 +199,7 @@ def deferred_rows(
         return _table.with_rows_at(table, indices, rows)
 
     def flush(table: DeferredTable) -> tuple[jax.Array, DeferredTable]:
+        _table.check_table(table, made_by)
         table = in_auto_axes(caught_up_tables, jax.tree.map(spec_of, table), table)
         return table.values, table
 
@@ -202,6 +216,15 @@ def deferred_rows(
         )
 
     return DeferredRows(init, read, update, flush)
+
+
+def _check_share(decay: float | jax.Array | None, learning_rate: object) -> None:
+    """Raise if a step would take all of a parameter, or more, where both numbers are known."""
+    if isinstance(decay, float) and decay * float(learning_rate) >= 1:  # pyright: ignore[reportArgumentType]: checked.
+        raise ValueError(
+            "`weight_decay * learning_rate` must be < 1: it is the share of a parameter that a step takes. "
+            f"Received: weight_decay={decay}, learning_rate={learning_rate}."
+        )
 
 
 def _known(name: str, beta: object) -> float:

@@ -1,5 +1,7 @@
 """A table of rows, each as of its last visit, with its moments and what its rows have yet to catch up with."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,6 +13,21 @@ from optax_kadam.embeddings._catch_up import Missed, Moments
 from optax_kadam.stages._learning_rate import RateComputed, RateHeld
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class MadeBy:
+    """What the mathematics of a table depends on: part of its structure, so that it is known under `jit` too."""
+
+    beta_1: float
+    beta_2: float
+    amsgrad: bool
+    decays: bool  # Whether there is weight decay; how much may change from step to step.
+
+    def __str__(self) -> str:
+        decay = "some" if self.decays else "no"
+        return f"beta_1={self.beta_1:g}, beta_2={self.beta_2:g}, amsgrad={self.amsgrad} and {decay} weight decay"
+
+
 class _Fields(NamedTuple):
     values: jax.Array  # p, shape=(rows, ...): each row as of its last visit.
     mu: jax.Array  # m, float32, likewise.
@@ -20,6 +37,7 @@ class _Fields(NamedTuple):
     iterations: jax.Array  # shape=(), dtype=int32: the steps that the table has taken.
     learning_rate: jax.Array  # shape=(), dtype=float32: what the last step used; before the first, what it will use.
     missed: Missed  # What the steps since each possible last visit add up to.
+    made_by: MadeBy  # No array: a part of the structure.
 
 
 class DeferredTable(RateHeld, _Fields):
@@ -65,6 +83,21 @@ def in_range(table: DeferredTable, indices: jax.typing.ArrayLike) -> jax.Array:
     return within(indices, table.values.shape[0])
 
 
+def check_table(table: object, made_by: MadeBy) -> None:
+    """Raise if something is no table, or one that was made for another algorithm."""
+    if not isinstance(table, DeferredTable):
+        keys = f" of {', '.join(map(str, table))}" if isinstance(table, Mapping) else ""
+        raise TypeError(
+            f"`table` must be what `init` gives. Received: {type(table).__name__}{keys}. If a checkpoint gave it, "
+            "restore with what `init` gives as the template."
+        )
+    if table.made_by != made_by:
+        raise ValueError(
+            f"`table` must have been made with {made_by}. Received: one of {table.made_by}. "
+            "Call `deferred_rows` with the arguments that the table was made with."
+        )
+
+
 def parts_of(table: DeferredTable) -> dict[str, DeferredTable]:
     """Return the tables in a state of several, by name, each with what they share; one alone under an empty name."""
     if not isinstance(table.values, dict):
@@ -95,6 +128,11 @@ def gradients_by_table(
     """Return the indices and gradients of each table, from what `update` was called with, in either of its forms."""
     if not isinstance(table.values, dict):
         return {"": _indices_and_gradients(indices, gradients)}
+    if not isinstance(indices, Mapping):
+        raise TypeError(
+            "`update` of several tables must be called with a dict of `RowUpdates` by table. "
+            f"Received: {type(indices).__name__}. Call `Embeddings.update`."
+        )
     nothing = {name: (jnp.zeros((0,), jnp.int32), jnp.zeros((0, *x.shape[1:]))) for name, x in table.values.items()}
     return {name: nothing[name] if rows is None else (rows.indices, rows.values) for name, rows in indices.items()}
 

@@ -425,6 +425,11 @@ def test_rows_may_be_divided_over_devices():
         ({"amsgrad": 1}, TypeError, "`amsgrad` must be True or False"),
         ({"weight_decay": -1.0}, ValueError, "`weight_decay` must be a finite number >= 0"),
         ({"learning_rate": "1"}, TypeError, "`learning_rate` must be"),
+        (
+            {"learning_rate": 0.5, "weight_decay": 2},
+            ValueError,
+            "`weight_decay . learning_rate` must be < 1.*Received: weight_decay=2.0, learning_rate=0.5.",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, message):
@@ -481,6 +486,64 @@ def test_bad_gradients_are_refused(indices, gradients, error, message):
     table = table_of.init(np.ones((300, 2), np.float32))
     with pytest.raises(error, match=message):
         quick_jit(table_of.update)(table, indices, gradients)
+
+
+OTHERS = {
+    "betas": ({"beta_2": 0.99}, "one of beta_1=0.9, beta_2=0.99, amsgrad=False and no weight decay. Call"),
+    "amsgrad": ({"amsgrad": True}, "one of beta_1=0.9, beta_2=0.999, amsgrad=True"),
+    "weight decay": ({"weight_decay": 0.1}, "and some weight decay"),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_table_of_another_algorithm_is_refused(other, jit):
+    arguments, received = OTHERS[other]
+    table_of, indices = deferred_rows(), jnp.array([1])
+    table = deferred_rows(**arguments).init(jnp.ones((3, 2)))
+    must = "`table` must have been made with beta_1=0.9, beta_2=0.999, amsgrad=False and no weight decay. Received: "
+    calls = {table_of.read: (indices,), table_of.update: (indices, jnp.ones((1, 2))), table_of.flush: ()}
+    for function, rest in calls.items():
+        with pytest.raises(ValueError, match=must + ".*" + received):
+            (jax.jit(function) if jit else function)(table, *rest)
+
+
+def test_what_is_no_table_is_refused():
+    table_of = deferred_rows()
+    as_dict = table_of.init(jnp.ones((3, 2)))._asdict()
+    with pytest.raises(TypeError, match="`table` must be what `init` gives. Received: dict of values, mu, .*template"):
+        table_of.read(as_dict, jnp.array([1]))
+    with pytest.raises(TypeError, match="Received: ArrayImpl. If"):
+        table_of.flush(jnp.ones((3, 2)))
+    several = ok.Embeddings(table_of, {"a": "x", "b": "y"}).init({"x": np.ones((3, 2)), "y": np.ones((3, 2))})
+    with pytest.raises(TypeError, match="`read` must be called with one table. .*'x', 'y'. Call `Embeddings.read`"):
+        table_of.read(several, jnp.array([1]))
+    with pytest.raises(TypeError, match="dict of `RowUpdates` by table. Received: .*. Call `Embeddings.update`"):
+        table_of.update(several, jnp.array([1]), jnp.ones((1, 2)))
+
+
+def test_the_algorithms_of_equal_arguments_share_their_tables():
+    """Also where another rate, epsilon or amount of weight decay goes on from a table."""
+    table = deferred_rows(0.1, weight_decay=0.1).init(jnp.ones((3, 2)))
+    deferred_rows(0.2, epsilon=1e-3, weight_decay=0.2).update(table, jnp.array([1]), jnp.ones((1, 2)))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 1.0, 3.0])
+def test_a_weight_decay_of_all_a_parameter_stays_finite(share):
+    """A row that misses steps that take much of it, or all, ends where the dense sweep does, near zero."""
+    steps, weight_decay = 120, share / 0.01
+    values, (indices, gradients) = zipf(steps, rows=6, touched=2)
+    rates = np.full(steps, 0.01, np.float32)
+    indices[:6, 0], indices[6:] = np.arange(6), 0
+    ours, table, _ = quick_train(
+        values, (indices, gradients), rates, jnp.float32(1e-3), 0.9, 0.999, False, weight_decay
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(table))
+    if share < 1:
+        (p,) = dense(values, (indices, gradients), [(rates, 1e-3, False)], 0.9, 0.999, weight_decay)
+        np.testing.assert_allclose(ours[1:], p[1:], atol=1e-6)
+    else:
+        assert np.abs(ours[1:]).max() < 0.1
 
 
 def test_one_clip_goes_over_dense_parameters_and_a_table():

@@ -46,6 +46,7 @@ _TABLES = (
     "embeddings/test_row_gradients.py",
     "embeddings/test_deferred.py",
     "embeddings/test_embeddings.py",
+    "embeddings/test_ids.py",
 )
 _ZIPS, _HDF5 = ("keras_files/containers/test_archive.py",), ("keras_files/containers/test_hdf5.py",)
 _READ = ("keras_files/test_load_keras.py", "keras_files/test_corpus.py")
