@@ -4,10 +4,10 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from optax_kadam import _check
 from optax_kadam._gradients import check_indices
+from optax_kadam._xla import is_traced
 
 Ids = TypeVar("Ids")
 
@@ -37,15 +37,15 @@ def check_ids(ids: Ids, rows: int, *, padding: int | None = None) -> Ids:
     """
     count = _check.integer("rows", rows, 1)
     allowed = None if padding is None else _check.integer("padding", padding, -(2**31))
-    is_traced = isinstance(ids, Tracer)
-    array: Any = ids if is_traced else np.asarray(ids)  # Not JAX's: it would cut int64 down to int32.
+    traced = is_traced(ids)
+    array: Any = ids if traced else np.asarray(ids)  # Not JAX's: it would cut int64 down to int32.
     check_indices(array)
     info = jnp.iinfo(array.dtype)
     is_wrong = (array < 0) | (array > min(count - 1, info.max))
     if allowed is not None and info.min <= allowed <= info.max:
         is_wrong = is_wrong & (array != allowed)
     must, remedy = f"`ids` must be >= 0 and < {count}.", "Name what is to pass as `padding`."
-    if is_traced:
+    if traced:
         from jax.experimental import checkify  # It takes long to import, and few need it.
 
         first = array.reshape(-1)[jnp.argmax(is_wrong)] if array.size else jnp.zeros((), array.dtype)
