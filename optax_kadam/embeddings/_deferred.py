@@ -20,6 +20,7 @@ from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
 from optax_kadam._xla import zeros_like
 from optax_kadam.embeddings import _table
 from optax_kadam.embeddings._catch_up import Moments, Window, catch_up, no_steps, record_step, window_of
+from optax_kadam.embeddings._from_keras import Training, table_from_keras
 from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, MadeBy, TableRows
 from optax_kadam.stages._adam import Scalars, adam_maximum, adam_moments, adam_step
 from optax_kadam.stages._learning_rate import learning_rate_of, next_count
@@ -32,6 +33,32 @@ class DeferredRows(NamedTuple):
     read: Callable[[DeferredTable, jax.Array], jax.Array]  # table, indices -> rows
     update: Callable[..., DeferredTable]  # table, indices, gradients -> table; or table, RowUpdates -> table
     flush: Callable[[DeferredTable], tuple[jax.Array, DeferredTable]]  # table -> values, table
+
+    def from_keras(
+        self, training: Training, path: str, *, sharding: jax.sharding.Sharding | None = None
+    ) -> DeferredTable:
+        """Return a table that goes on from where Keras left one of its variables: rows, moments and count.
+
+        The rest of the model is restored by `training.restore`. The way back is `flush`, and `save_keras` with the
+        table among its `tables`.
+
+        Args:
+          training: what `load_keras` gives.
+          path: Keras's path of the variable: a key of `training.mu`.
+          sharding: how the rows and moments lie on a mesh. None for the default device.
+
+        Raises:
+          ValueError: if the file holds no moments, or no variable of this path; if the configuration of its optimizer
+            has other betas, another epsilon or weight decay, or differs in AMSGrad; if it averages or accumulates.
+
+        Example:
+          >>> from optax_kadam import load_keras
+          >>> table_of = deferred_rows(0.01)
+          >>> table = table_of.from_keras(load_keras("tests/golden/files/k3j/adam.keras"), "m/emb/embeddings")
+          >>> print(table.values.shape, table.iterations, table.learning_rate)
+          (11, 4) 20 0.01
+        """
+        return table_from_keras(self.init, training, path, sharding)
 
 
 @_call.named
@@ -126,7 +153,8 @@ def deferred_rows(
     if decays and not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
         _check_share(decay, learning_rate)
     window = window_of(beta_1, beta_2, bool(amsgrad))
-    made_by = MadeBy(beta_1, beta_2, bool(amsgrad), decays)
+    of_floats = (x if isinstance(x, float) else None for x in (epsilon_hat, decay))
+    made_by = MadeBy(beta_1, beta_2, bool(amsgrad), decays, *of_floats)
 
     def caught_up(table: DeferredTable, rows: TableRows) -> tuple[jax.Array, Moments]:
         return catch_up(window, table.missed, epsilon_hat, *rows, table.iterations)

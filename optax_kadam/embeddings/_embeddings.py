@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from optax_kadam import _check
 from optax_kadam._gradients import RowUpdates, check_indices
 from optax_kadam.embeddings._deferred import DeferredRows
+from optax_kadam.embeddings._from_keras import Training
 from optax_kadam.embeddings._row_gradients import add_gradients
 from optax_kadam.embeddings._table import DeferredTable, joined, parts_of
 
@@ -121,6 +122,22 @@ class Embeddings:
             return {name: initializer(keys[name], shapes[name], jnp.float32) for name in self.names}
 
         return jax.jit(self.init, donate_argnums=0)(jax.jit(draw, out_shardings=sharding)(key))
+
+    def from_keras(
+        self, training: Training, paths: Mapping[str, str], *, sharding: jax.sharding.Sharding | None = None
+    ) -> DeferredTable:
+        """Return the state of all tables as Keras left them; see `DeferredRows.from_keras`.
+
+        Args:
+          training: what `load_keras` gives.
+          paths: Keras's path of each table, by its name.
+          sharding: how tables lie on a mesh. None for the default device.
+
+        Raises:
+          ValueError: if a table lacks or is one too many, or cannot go on from the training.
+        """
+        self._check_names("paths", paths, self.names, all_of_them=True)
+        return joined({name: self.of.from_keras(training, paths[name], sharding=sharding) for name in self.names})
 
     def read(self, tables: DeferredTable, ids: Mapping[str, jax.typing.ArrayLike]) -> dict[str, jax.Array]:
         """Return the rows of each feature as they are by now; see `deferred_rows`.

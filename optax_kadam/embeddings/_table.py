@@ -21,7 +21,10 @@ class MadeBy:
     beta_1: float
     beta_2: float
     amsgrad: bool
-    decays: bool  # Whether there is weight decay; how much may change from step to step.
+    decays: bool  # Whether there is weight decay.
+    # A table may go on with others of these; None for an array, whose value may not be known.
+    epsilon: float | None = dataclasses.field(compare=False)
+    weight_decay: float | None = dataclasses.field(compare=False)
 
     def __str__(self) -> str:
         decay = "some" if self.decays else "no"

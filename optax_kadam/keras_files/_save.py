@@ -9,7 +9,7 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import jax
 import numpy as np
@@ -44,6 +44,7 @@ def save_keras(
     template: str | pathlib.Path,
     rename: Rename = None,
     non_trainable: object = None,
+    tables: Mapping[str, Any] | None = None,
     config: Mapping[str, object] | None = None,
     trainable: Trainable | None = None,
     optimizer: str = "optimizer",
@@ -65,6 +66,7 @@ def save_keras(
       rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
       non_trainable: a tree of variables that are not trained but change, such as moving statistics; None keeps those of
         the template.
+      tables: what `flush` of `deferred_rows` gives, by Keras's path, for the variables that are not among `params`.
       config: `get_config()` of the optimizer, if `template` does not hold it: see `load_keras`.
       trainable: the trainable variables of the template, if their order does not follow from it: see `load_keras`.
       optimizer: the attribute of the model that its optimizer is: see `load_keras`.
@@ -73,7 +75,8 @@ def save_keras(
       FileNotFoundError: if there is no `template`, or no folder for `path`.
       TypeError: if a leaf is not an array.
       ValueError: if a variable is missing, left over, or of another shape or dtype; if the optimizer of the template
-        keeps other state, or none; if the formats of `path` and `template` do not go together.
+        keeps other state, or none; if a table was not flushed, or took other steps than `params`; if the formats of
+        `path` and `template` do not go together.
       OSError: if the system refuses to write: its `errno` says why, and its `filename` is `path`.
       ImportError: if h5py is missing, which is needed for another learning rate in a whole-model `.h5`.
 
@@ -99,7 +102,7 @@ def save_keras(
         if ending == ".keras":
             archive = Archive.zipped(source, files)
             contents = archive_contents(archive, hints)
-            replaced = list(replacements(contents, params, opt_state, rename, non_trainable))
+            replaced = list(replacements(contents, params, opt_state, rename, non_trainable, tables=tables))
             if WEIGHTS not in archive.names():
                 raise ValueError(
                     f"`template` must hold its weights in one file, {WEIGHTS!r}. "
@@ -109,7 +112,7 @@ def save_keras(
         else:
             root = read_hdf5(source)
             contents = hdf5_contents(root, hints)
-            replaced = list(replacements(contents, params, opt_state, rename, non_trainable))
+            replaced = list(replacements(contents, params, opt_state, rename, non_trainable, tables=tables))
             text = root.attrs.get("training_config") if ending == ".h5" else None
             _write_from_hdf5(file, source, replaced, text, rate)
         files.check_unchanged()
@@ -148,6 +151,7 @@ def replacements(
     rename: Rename,
     non_trainable: object,
     holder: str = "template",
+    tables: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[LazyArray, np.ndarray]]:
     """Yield pairs of an array in `contents` and the one that takes its place.
 
@@ -158,14 +162,18 @@ def replacements(
       rename: what Keras's paths are called in `params`.
       non_trainable: a tree of variables that are not trained, or None.
       holder: what an error calls the holder of the old arrays.
+      tables: the deferred tables by Keras's path.
     """
+    tables = tables or {}
     slots = contents.slots
     if slots is None:
         raise ValueError(f"`template` must hold the state of an optimizer. Received: a template without one. {_BUILT}")
     trainable = {variable.path: variable.array for variable in contents.variables if variable.is_trainable}
     others = {variable.path: variable.array for variable in contents.variables if not variable.is_trainable}
     paths = list(trainable)
-    keras_paths = match_leaves(params, [*paths, *others], rename, paths)
+    _check_tables(tables, paths, _number(opt_state, "iterations"))
+    dense = [path for path in paths if path not in tables]
+    keras_paths = match_leaves(params, [*dense, *others], rename, dense)
     leaves = [leaf_path(path) for path, _ in jax.tree.leaves_with_path(params)]
     variable_of = dict(zip(leaves, keras_paths, strict=True))
     in_state = {name for name in _restore.SLOTS if _restore.get(opt_state, name) is not None}
@@ -180,6 +188,7 @@ def replacements(
     for name, (tree, arrays) in trees.items():
         by_path = dict(zip(paths, arrays, strict=True))
         found = {variable_of[leaf_path(path)]: leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        found |= {path: getattr(table, "values" if name == "params" else name) for path, table in tables.items()}
         for path in paths:
             if path not in found:
                 raise ValueError(f"`{name}` must hold every variable. Received: no leaf for {path!r}.")
@@ -200,6 +209,30 @@ def replacements(
         keras_paths = match_leaves(non_trainable, list(others), rename, ())
         for path, leaf in zip(keras_paths, jax.tree.leaves(non_trainable), strict=True):
             yield others[path], _fitting(leaf, others[path], path, "non_trainable", holder)
+
+
+def _check_tables(tables: Mapping[str, Any], paths: Sequence[str], iterations: np.ndarray | None) -> None:
+    """Raise if a deferred table is none of Keras's variables, is out of date, or took other steps than the rest."""
+    for path, table in tables.items():
+        if path not in paths:
+            raise ValueError(
+                f"`tables` must be named by Keras's paths. Received: {path!r}. It has {', '.join(map(repr, paths))}."
+            )
+        if not hasattr(table, "last_visit") or isinstance(table.values, dict):
+            raise TypeError(
+                f"`tables` must hold tables of `deferred_rows`. Received: {type(table).__name__} for {path!r}. "
+                "Take each of `Embeddings` by `table(tables, name)`."
+            )
+        if not np.array_equal(table.last_visit, np.broadcast_to(table.iterations, table.last_visit.shape)):
+            raise ValueError(
+                f"`tables` must be up to date. Received: {path!r}, with rows that have steps to make up for. "
+                "Call `flush` before."
+            )
+        if iterations is not None and iterations != table.iterations:
+            raise ValueError(
+                "`tables` must have taken the steps of `opt_state`, which counts "
+                f"{iterations}. Received: {table.iterations} for {path!r}. Update both in every step."
+            )
 
 
 def _fitting(leaf: object, old: LazyArray, path: str, name: str, holder: str) -> np.ndarray:
