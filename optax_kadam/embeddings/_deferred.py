@@ -101,9 +101,13 @@ def deferred_rows(
     The count of the steps never overflows: after 2**31 - 1 it goes on through its last 32768 values (or more, where the
     betas fade slowly), and a schedule sees these.
 
-    A row costs its values, its moments in float32, and 4 bytes. To clip these gradients together with those of other
-    parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter, and what it
-    returns to `update`.
+    A row costs its values, its moments in float32, and 4 bytes. A table has besides a ring of the last 32768 steps, 384
+    KiB for Keras's betas and 640 with weight decay; `Embeddings` keep one for all tables. A checkpoint is
+    restored with what `init` gives as the template, which also says by which betas the table goes on: the checkpoint
+    itself does not hold them.
+
+    To clip these gradients together with those of other parameters, hand them to `clip_by_global_norm` as `RowUpdates`,
+    with `table.values` as the parameter, and what it returns to `update`. `Embeddings` do it for several tables.
 
     Args:
       learning_rate: a number, kept in the table, where `optax.tree.set(table, learning_rate=...)` changes it for the

@@ -48,6 +48,7 @@ _TABLES = (
     "embeddings/test_embeddings.py",
     "embeddings/test_ids.py",
     "embeddings/test_from_keras.py",
+    "embeddings/test_checkpoints.py",
 )
 _ZIPS, _HDF5 = ("keras_files/containers/test_archive.py",), ("keras_files/containers/test_hdf5.py",)
 _READ = ("keras_files/test_load_keras.py", "keras_files/test_corpus.py")
