@@ -258,7 +258,32 @@ def test_values_come_in_parts_up_to_date():
         np.testing.assert_allclose(values, flushed[name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+AXIS_TYPES = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_features_of_one_table_are_added_up_on_a_mesh(axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    embeddings, clip = ok.Embeddings(ok.deferred_rows(0.1), FEATURES), ok.clip_by_global_norm(CLIP)
+
+    @quick_jit
+    def step(tables, ids):
+        of_rows = jax.grad(lambda rows: sum((x**2).sum() for x in rows.values()))(embeddings.read(tables, ids))
+        gradients, _ = clip.update(embeddings.gradients(ids, of_rows), clip.init(None), tables.values)
+        return embeddings.update(tables, gradients)
+
+    put = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))  # noqa: E731
+    ids, _ = BATCHES[0]
+    wanted = step(embeddings.init(start()), ids)
+    found = step(embeddings.init(jax.tree.map(put, start())), jax.tree.map(put, ids))
+    for name, values in found.values.items():
+        np.testing.assert_allclose(values, wanted.values[name], rtol=1e-6, atol=1e-7)
+        assert values.sharding.is_equivalent_to(put(start()[name]).sharding, 2)
+    parts = [np.asarray(rows) for name, _, rows in embeddings.values(found, rows=20) if name == "users"]
+    np.testing.assert_allclose(np.concatenate(parts), found.values["users"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
 def test_random_tables_are_made_in_parts_on_a_mesh(axis_type):
     embeddings = ok.Embeddings(ok.deferred_rows(), {"a": "x", "b": "y"})
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
