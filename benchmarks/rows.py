@@ -96,8 +96,7 @@ def _deferred(session: Session, size: int, batches: list[Batch]) -> Contender:
 
 def _deferred_step(table: Any, batch: Batch) -> Any:  # A function of the module is compiled once for each size.
     indices, targets = batch
-    rows, table = TABLES.read(table, indices)
-    return TABLES.update(table, indices, rows - targets)
+    return TABLES.update(table, indices, TABLES.read(table, indices) - targets)
 
 
 def _lazy(session: Session, size: int, batches: list[Batch]) -> Contender:

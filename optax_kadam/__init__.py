@@ -18,8 +18,9 @@
 are ways in which a leaf holds what Keras keeps in another form.
 
 **Tables.** `RowUpdates` is the gradient of some rows, `value_and_row_grad` takes it, and `add_gradients`,
-`scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps tables whose step costs the rows
-that it touches.
+`scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps a table whose step costs the rows
+that it touches, and `Embeddings` the several tables and features of a model; `check_ids` makes an error of
+ids that are padding.
 """
 
 from optax_kadam import conversions as conversions
@@ -34,6 +35,8 @@ from optax_kadam.config._config import from_config as from_config
 from optax_kadam.config._config import to_config as to_config
 from optax_kadam.embeddings._deferred import DeferredRows as DeferredRows
 from optax_kadam.embeddings._deferred import deferred_rows as deferred_rows
+from optax_kadam.embeddings._embeddings import Embeddings as Embeddings
+from optax_kadam.embeddings._ids import check_ids as check_ids
 from optax_kadam.embeddings._row_gradients import add_gradients as add_gradients
 from optax_kadam.embeddings._row_gradients import global_norm as global_norm
 from optax_kadam.embeddings._row_gradients import scale_gradients as scale_gradients

@@ -71,7 +71,7 @@ def steps_of_rows(table: jax.Array, indices: jax.Array) -> tuple[jax.Array, opta
     params = {"table": table, "other": table}
     updates, _ = adam.update(gradients, adam.init(params), params)
     embeddings = ok.deferred_rows(1e-3, amsgrad=True)
-    values, deferred = embeddings.read(embeddings.init(table), indices)
-    deferred = embeddings.update(deferred, indices, values)
+    deferred = embeddings.init(table)
+    deferred = embeddings.update(deferred, indices, embeddings.read(deferred, indices))
     values, deferred = embeddings.flush(deferred)
     return loss + values.sum(), updates, deferred.iterations

@@ -42,6 +42,9 @@ _TOLERANCE = 1e-8  # Largest relative error of a sum by the nodes; half a unit i
 _MOST_NODES = 32  # A node is a division for every number that is read.
 _LONGEST_WINDOW = 2**15  # A step of the window is a few operations for every step, and a term of the float32 sums.
 _SHORTEST_HISTORY = 2**15
+_LARGEST_SHARE = 1 - 2.0**-24  # Of a parameter that one step takes: the logarithm of what is left must be finite.
+_LARGEST_EXPONENT = 60.0  # By which an alpha is divided by what later steps leave: a float32 ends at 88.
+_NOTHING_LEFT = -20.0  # The logarithm of a share that is lost beside 1 in float32.
 
 
 class Window(NamedTuple):
@@ -153,9 +156,10 @@ def record_step(
     entries = (iterations - np.arange(len(window.weights), dtype=np.int32)) % window.history
     log_decay, factor = missed.log_decay, alpha
     if log_decay is not None and decayed is not None:
-        total = _add(log_decay[iterations % window.history], jnp.log1p(-decayed))
+        total = _add(log_decay[iterations % window.history], jnp.log1p(-jnp.minimum(decayed, _LARGEST_SHARE)))
         log_decay = log_decay.at[opened].set(total)
-        factor = alpha * jnp.exp(-_difference(total, log_decay[entries]))[:, None]
+        exponents = jnp.minimum(-_difference(total, log_decay[entries]), _LARGEST_EXPONENT)
+        factor = alpha * jnp.exp(exponents)[:, None]
     sums = missed.sums.at[entries].add(factor * window.weights, unique_indices=True)
     return Missed(sums.at[opened].set(0.0), log_decay)
 
@@ -205,7 +209,9 @@ def catch_up(
     change = -mu * sum(per_row(sums[..., q]) / (node * root + epsilon) for q, node in enumerate(window.nodes))
     if missed.log_decay is not None:
         log = _difference(missed.log_decay[iterations % window.history], missed.log_decay[entry])
-        change = change + (values + change) * per_row(jnp.expm1(log))
+        left = (values + change) * per_row(jnp.exp(log)) - values
+        # Where the alphas are divided by next to nothing, `change` is large, and adding to it would cancel.
+        change = jnp.where(per_row(log < _NOTHING_LEFT), left, change + (values + change) * per_row(jnp.expm1(log)))
     # The count at its end goes on through its last `history` values, so that a last visit may be the larger number.
     steps = (iterations - last_visit) % window.history
     beta_1_power, beta_2_power = (per_row(power(steps)) for power in window.powers)

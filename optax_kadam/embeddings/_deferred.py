@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from optax_kadam import _call, _check
+from optax_kadam._gradients import RowUpdates
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
 from optax_kadam._xla import zeros_like
 from optax_kadam.embeddings import _table
 from optax_kadam.embeddings._catch_up import Moments, Window, catch_up, no_steps, record_step, window_of
-from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, TableRows
+from optax_kadam.embeddings._from_keras import Training, table_from_keras
+from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, MadeBy, TableRows
 from optax_kadam.stages._adam import Scalars, adam_maximum, adam_moments, adam_step
 from optax_kadam.stages._learning_rate import learning_rate_of, next_count
 
@@ -28,9 +30,35 @@ class DeferredRows(NamedTuple):
     """What can be done with a table: pure functions."""
 
     init: Callable[[jax.Array], DeferredTable]  # values -> table
-    read: Callable[[DeferredTable, jax.Array], tuple[jax.Array, DeferredTable]]  # table, indices -> rows, table
-    update: Callable[[DeferredTable, jax.Array, jax.Array], DeferredTable]  # table, indices, gradients -> table
+    read: Callable[[DeferredTable, jax.Array], jax.Array]  # table, indices -> rows
+    update: Callable[..., DeferredTable]  # table, indices, gradients -> table; or table, RowUpdates -> table
     flush: Callable[[DeferredTable], tuple[jax.Array, DeferredTable]]  # table -> values, table
+
+    def from_keras(
+        self, training: Training, path: str, *, sharding: jax.sharding.Sharding | None = None
+    ) -> DeferredTable:
+        """Return a table that goes on from where Keras left one of its variables: rows, moments and count.
+
+        The rest of the model is restored by `training.restore`. The way back is `flush`, and `save_keras` with the
+        table among its `tables`.
+
+        Args:
+          training: what `load_keras` gives.
+          path: Keras's path of the variable: a key of `training.mu`.
+          sharding: how the rows and moments lie on a mesh. None for the default device.
+
+        Raises:
+          ValueError: if the file holds no moments, or no variable of this path; if the configuration of its optimizer
+            has other betas, another epsilon or weight decay, or differs in AMSGrad; if it averages or accumulates.
+
+        Example:
+          >>> from optax_kadam import load_keras
+          >>> table_of = deferred_rows(0.01)
+          >>> table = table_of.from_keras(load_keras("tests/golden/files/k3j/adam.keras"), "m/emb/embeddings")
+          >>> print(table.values.shape, table.iterations, table.learning_rate)
+          (11, 4) 20 0.01
+        """
+        return table_from_keras(self.init, training, path, sharding)
 
 
 @_call.named
@@ -60,21 +88,26 @@ def deferred_rows(
     The functions are pure. Jit them, donating the table, to have it updated in place:
 
     - `init(values)` gives the table. The first axis of `values` is that of the rows.
-    - `read(table, indices)` gives the rows as they are by now, and the table. An index that is negative or past the end
-      is padding, and reads as zeros. `table.values` itself is out of date. Nothing is written: the table is returned as
-      it is, and reading twice is no different from reading once.
-    - `update(table, indices, gradients)` takes one step. `gradients` has the shape of what `read` gave. Rows need not
-      have been read before. The gradients of an index that occurs more than once are summed; those of padding are
-      ignored. No index is an error under `jit`, where its value is not known.
+    - `read(table, indices)` gives the rows as they are by now. An index that is negative or past the end is padding,
+      and reads as zeros. Nothing is written, and reading twice is no different from reading once. `table.values` itself
+      is out of date.
+    - `update(table, indices, gradients)` takes one step, and so does `update(table, RowUpdates(indices, gradients))`.
+      `gradients` has the shape of what `read` gave. Rows need not have been read before. The gradients of an index that
+      occurs more than once are summed; those of padding are ignored. No index is an error under `jit`, where its value
+      is not known.
     - `flush(table)` gives all values as they are by now, for an evaluation or for saving, and the table so caught up.
       It needs the memory of up to two tables more while it runs; where there is none, `read` rows part by part.
 
     The count of the steps never overflows: after 2**31 - 1 it goes on through its last 32768 values (or more, where the
     betas fade slowly), and a schedule sees these.
 
-    A row costs its values, its moments in float32, and 4 bytes. To clip these gradients together with those of other
-    parameters, hand them to `clip_by_global_norm` as `RowUpdates`, with `table.values` as the parameter; what it
-    returns has the indices and the gradients for `update`.
+    A row costs its values, its moments in float32, and 4 bytes. A table has besides a ring of the last 32768 steps, 384
+    KiB for Keras's betas and 640 with weight decay; `Embeddings` keep one for all tables. A checkpoint is
+    restored with what `init` gives as the template, which also says by which betas the table goes on: the checkpoint
+    itself does not hold them.
+
+    To clip these gradients together with those of other parameters, hand them to `clip_by_global_norm` as `RowUpdates`,
+    with `table.values` as the parameter, and what it returns to `update`. `Embeddings` do it for several tables.
 
     Args:
       learning_rate: a number, kept in the table, where `optax.tree.set(table, learning_rate=...)` changes it for the
@@ -85,15 +118,18 @@ def deferred_rows(
       epsilon: epsilon-hat, > 0.
       amsgrad: whether to divide by the root of the running maximum of `v`.
       weight_decay: share of a parameter that it loses per unit of learning rate, >= 0; `weight_decay * learning_rate`
-        must stay below 1. None or 0 for no decay.
+        must stay below 1. Where a schedule, an array or `optax.tree.set` takes it to 1 or beyond, a row that misses
+        that step loses all of its value; nothing becomes NaN. None or 0 for no decay.
 
     Returns:
       The four functions.
 
     Raises:
       ValueError: if an argument is out of its range; if the missed steps of these betas do not fade within 32768 steps,
-        or cannot be summed at 32 nodes; if a shape does not fit, or a dtype of indices cannot name every row.
-      TypeError: if an argument is not a number, values are not float32, bfloat16 or float16, or indices not integers.
+        or cannot be summed at 32 nodes; if a shape does not fit, or a dtype of indices cannot name every row; if a
+        table was made with other betas, or differs in whether it has AMSGrad or weight decay.
+      TypeError: if an argument is not a number, values are not float32, bfloat16 or float16, or indices not integers;
+        if a table is none, such as the dict that a checkpoint gives without a template.
 
     Example:
       >>> import jax.numpy as jnp
@@ -103,7 +139,7 @@ def deferred_rows(
       ...     table = table_of.update(table, jnp.array([row]), jnp.array([[1.0, -1.0]]))
       >>> print(f"{table.values[7, 0]:.4f}")  # As of its last gradient: two steps.
       0.8000
-      >>> rows, table = table_of.read(table, jnp.array([7, -1]))
+      >>> rows = table_of.read(table, jnp.array([7, -1]))
       >>> print(f"{rows[0, 0]:.4f} {rows[1, 0]:.4f}")  # By now: three more, on its momentum; and padding.
       0.6059 0.0000
 
@@ -118,7 +154,11 @@ def deferred_rows(
     decay = None if weight_decay is None else _check.number("weight_decay", weight_decay, (">=", 0.0))
     decays = isinstance(decay, jax.Array) or bool(decay)
     owner = learning_rate_of(learning_rate)
+    if decays and not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
+        _check_share(decay, learning_rate)
     window = window_of(beta_1, beta_2, bool(amsgrad))
+    of_floats = (x if isinstance(x, float) else None for x in (epsilon_hat, decay))
+    made_by = MadeBy(beta_1, beta_2, bool(amsgrad), decays, *of_floats)
 
     def caught_up(table: DeferredTable, rows: TableRows) -> tuple[jax.Array, Moments]:
         return catch_up(window, table.missed, epsilon_hat, *rows, table.iterations)
@@ -130,11 +170,17 @@ def deferred_rows(
         make = DeferredTable if owner.is_held else ComputedDeferredTable
         missed = no_steps(window, decays)
         iterations = jnp.zeros((), jnp.int32)
-        return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed)
+        return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed, made_by)
 
-    def read(table: DeferredTable, indices: jax.Array) -> tuple[jax.Array, DeferredTable]:
+    def read(table: DeferredTable, indices: jax.Array) -> jax.Array:
+        _table.check_table(table, made_by)
+        if isinstance(table.values, dict):
+            raise TypeError(
+                "`read` must be called with one table. Received: the state of several, "
+                f"{', '.join(map(repr, table.values))}. Call `Embeddings.read`."
+            )
         indices = jnp.asarray(indices)
-        return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices), table
+        return in_auto_axes(rows_of, spec_of_rows(table.values, indices), table, indices)
 
     def rows_of(table: DeferredTable, indices: jax.Array) -> jax.Array:
         indices = _table.in_range(table, indices)
@@ -142,15 +188,37 @@ def deferred_rows(
         change, _ = caught_up(table, rows)
         return (rows.values + change).astype(table.values.dtype)
 
-    def update(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
-        return in_auto_axes(step, jax.tree.map(spec_of, table), table, indices, gradients)
+    def update(
+        table: DeferredTable, indices: jax.Array | RowUpdates, gradients: jax.Array | None = None
+    ) -> DeferredTable:
+        _table.check_table(table, made_by)
+        by_table = _table.gradients_by_table(table, indices, gradients)
+        return in_auto_axes(step, jax.tree.map(spec_of, table), table, by_table)
 
-    def step(table: DeferredTable, indices: jax.Array, gradients: jax.Array) -> DeferredTable:
-        indices = _table.in_range(table, indices)
-        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
+    def step(table: DeferredTable, by_table: dict[str, tuple[jax.Array, jax.Array]]) -> DeferredTable:
+        # Once for all tables: a callable that is asked again may answer otherwise.
         rate = owner.at(table.learning_rate, table.iterations)
         iterations = next_count(table.iterations, window.history)
         scalars = _scalars(beta_1, beta_2, epsilon_hat, rate, iterations)
+        moved = {
+            name: with_step(part, *by_table[name], rate, iterations, scalars)
+            for name, part in _table.parts_of(table).items()
+        }
+        decayed = decay * rate if decay is not None and decays else None
+        missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
+        table = _table.joined(moved)
+        return table._make((*table[:5], iterations, rate, missed, made_by))
+
+    def with_step(
+        table: DeferredTable,
+        indices: jax.Array,
+        gradients: jax.Array,
+        rate: jax.Array,
+        iterations: jax.Array,
+        scalars: Scalars,
+    ) -> DeferredTable:
+        indices = _table.in_range(table, indices)
+        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
         rows = _table.rows_at(table, indices)
         change, moments = caught_up(table, rows)
         if decay is not None:
@@ -160,14 +228,15 @@ def deferred_rows(
         change = change - adam_step(mu, nu if nu_max is None else nu_max, scalars)
         last_visit = _table.visited_at(iterations, rows, gradients)
         rows = TableRows(rows.values + change, Moments(mu, nu, nu_max), last_visit)
-        table = _table.with_rows_at(table, indices, rows)
-        decayed = decay * rate if decay is not None and decays else None
-        missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
-        return table._make((*table[:5], iterations, rate, missed))
+        return _table.with_rows_at(table, indices, rows)
 
     def flush(table: DeferredTable) -> tuple[jax.Array, DeferredTable]:
-        table = in_auto_axes(caught_up_table, jax.tree.map(spec_of, table), table)
+        _table.check_table(table, made_by)
+        table = in_auto_axes(caught_up_tables, jax.tree.map(spec_of, table), table)
         return table.values, table
+
+    def caught_up_tables(table: DeferredTable) -> DeferredTable:
+        return _table.joined({name: caught_up_table(part) for name, part in _table.parts_of(table).items()})
 
     def caught_up_table(table: DeferredTable) -> DeferredTable:
         rows = _table.in_float32(_table.all_rows(table))
@@ -179,6 +248,15 @@ def deferred_rows(
         )
 
     return DeferredRows(init, read, update, flush)
+
+
+def _check_share(decay: float | jax.Array | None, learning_rate: object) -> None:
+    """Raise if a step would take all of a parameter, or more, where both numbers are known."""
+    if isinstance(decay, float) and decay * float(learning_rate) >= 1:  # pyright: ignore[reportArgumentType]: checked.
+        raise ValueError(
+            "`weight_decay * learning_rate` must be < 1: it is the share of a parameter that a step takes. "
+            f"Received: weight_decay={decay}, learning_rate={learning_rate}."
+        )
 
 
 def _known(name: str, beta: object) -> float:

@@ -1,11 +1,12 @@
 """How a model uses the rows of a table: their gradient, and arithmetic on trees that hold such gradients."""
 
 import functools
-from collections.abc import Callable
-from typing import Concatenate, ParamSpec
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_kadam import _check
@@ -13,6 +14,7 @@ from optax_kadam._gradients import (
     RowUpdates,
     Tree,
     arrays_of,
+    check_indices,
     distinct_rows,
     is_gradient,
     is_rows,
@@ -22,21 +24,30 @@ from optax_kadam._gradients import (
 )
 from optax_kadam._mesh import in_auto_axes, spec_of_rows
 from optax_kadam._precision import arithmetic_dtype
-
-_Arguments = ParamSpec("_Arguments")
+from optax_kadam.embeddings._table import DeferredTable
 
 
 def value_and_row_grad(
-    function: Callable[Concatenate[jax.Array, _Arguments], jax.Array],
-) -> Callable[Concatenate[jax.Array, jax.Array, _Arguments], tuple[jax.Array, RowUpdates]]:
+    function: Callable[..., Tree], argnums: int | Sequence[int] = 0, *, has_aux: bool = False
+) -> Callable[..., tuple[Tree, Tree]]:
     """`jax.value_and_grad` with respect to a table of which the function uses a few rows, and only their gradient.
 
     Args:
-      function: from rows, and any further arguments, to a scalar.
+      function: from rows, and any further arguments, to a scalar, or to a scalar and something else.
+      argnums: with respect to which arguments of `function`, as in `jax.value_and_grad`: 0 for the rows, `(0, 1)` for
+        those and the argument that follows, such as the dense parameters. 0 must be among them.
+      has_aux: whether `function` returns a pair, whose second is handed on.
 
     Returns:
       A function of `(table, indices, *arguments)`, which looks up the rows and returns the value of
-      `function(rows, *arguments)` and its gradient: `RowUpdates` for the table. The rows of padding are zero.
+      `function(rows, *arguments)` (with `has_aux`, the pair) and its gradient: `RowUpdates` for the table. With several
+      `argnums`, a tuple of gradients. A table is an array, or what holds one, such as an `nnx.Param`; several tables
+      are a dict, or another tree; then `indices`, the rows and the gradient are trees of that structure. The rows of
+      padding are zero.
+
+    Raises:
+      ValueError: if `argnums` lacks 0, or the structures of tables and indices differ.
+      TypeError: if a table is no array of floating-point rows, or indices are not integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,20 +55,68 @@ def value_and_row_grad(
       >>> loss, gradient = value_and_row_grad(lambda rows, target: jnp.sum((rows - target) ** 2))(table, ids, 1.0)
       >>> print(loss, gradient.indices, gradient.values[0])
       51.0 [2 0 2] [6. 8.]
+      >>> def scaled(rows, scale):
+      ...     return jnp.sum(scale * rows["items"]), rows["items"].shape
+      >>> gradients_of = value_and_row_grad(scaled, argnums=(0, 1), has_aux=True)
+      >>> (loss, shape), (of_tables, of_scale) = gradients_of({"items": table}, {"items": ids}, 2.0)
+      >>> print(loss, shape, of_tables["items"].values[0], of_scale)
+      38.0 (3, 2) [2. 2.] 19.0
     """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if 0 not in numbers:
+        raise ValueError(
+            f"`argnums` must have 0, the rows. Received: argnums={argnums!r}. Without them, use `jax.value_and_grad`."
+        )
 
     def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
-        return table.at[indices].get(mode="fill", fill_value=0)
+        inside = within(indices, len(table))
+        return in_auto_axes(_rows_of, spec_of_rows(table, indices), table, inside)
 
-    def value_and_gradient(
-        table: jax.Array, indices: jax.Array, *arguments: _Arguments.args, **keywords: _Arguments.kwargs
-    ) -> tuple[jax.Array, RowUpdates]:
-        indices = jnp.asarray(indices)
-        rows = in_auto_axes(look_up, spec_of_rows(table, indices), table, within(indices, len(table)))
-        value, gradient = jax.value_and_grad(function)(rows, *arguments, **keywords)
-        return value, RowUpdates(indices, gradient)
+    def value_and_gradient(table: Tree, indices: Tree, *arguments: Any, **keywords: Any) -> tuple[Tree, Tree]:
+        tables, treedef = jax.tree.flatten(table, is_leaf=_is_one_table)
+        tables = [_as_table(leaf) for leaf in tables]
+        try:
+            ids = [jnp.asarray(leaf) for leaf in treedef.flatten_up_to(indices)]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`indices` must have the structure of the tables, {treedef}. Received: "
+                f"{jax.tree.structure(indices)}. Name the ids of each table as the table is named."
+            ) from error
+        for leaf in ids:
+            check_indices(leaf)
+        rows = treedef.unflatten(map(look_up, tables, ids))
+        value, gradients = jax.value_and_grad(function, numbers, has_aux=has_aux)(rows, *arguments, **keywords)
+        of_rows = treedef.unflatten(map(RowUpdates, ids, treedef.flatten_up_to(gradients[numbers.index(0)])))
+        if isinstance(argnums, int):
+            return value, of_rows
+        return value, tuple(of_rows if n == 0 else g for n, g in zip(numbers, gradients, strict=True))
 
     return value_and_gradient
+
+
+def _rows_of(table: jax.Array, indices: jax.Array) -> jax.Array:
+    return table.at[indices].get(mode="fill", fill_value=0)
+
+
+def _is_one_table(node: object) -> bool:
+    """Return whether a node is to be a table, or is taken for one: a tree ends there."""
+    return node is None or isinstance(node, DeferredTable) or hasattr(node, "__jax_array__")
+
+
+def _as_table(leaf: Tree) -> jax.Array:
+    """Return the array of a table, or raise if it is none."""
+    if not isinstance(leaf, jax.Array) and hasattr(leaf, "__jax_array__"):
+        leaf = leaf.__jax_array__()
+    if isinstance(leaf, (jax.Array, np.ndarray)) and leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.asarray(leaf)
+    is_array = isinstance(leaf, (jax.Array, np.ndarray))
+    received = f"{leaf.dtype.name}{list(leaf.shape)}" if is_array else type(leaf).__name__
+    remedy = "Hand over the array of its rows, or a dict of such."
+    if isinstance(leaf, DeferredTable):
+        remedy = "Its values are out of date: differentiate with respect to what `read` gives."
+    raise TypeError(
+        f"`table` must be an array of floating-point rows, or a tree of them. Received: {received}. {remedy}"
+    )
 
 
 def add_gradients(*trees: optax.Updates) -> optax.Updates:

@@ -1,14 +1,34 @@
 """A table of rows, each as of its last visit, with its moments and what its rows have yet to catch up with."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_kadam._gradients import Rows, check_indices, distinct_rows, within
+from optax_kadam._gradients import Rows, RowUpdates, Tree, check_indices, distinct_rows, within
 from optax_kadam._xla import zero_after
 from optax_kadam.embeddings._catch_up import Missed, Moments
 from optax_kadam.stages._learning_rate import RateComputed, RateHeld
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class MadeBy:
+    """What the mathematics of a table depends on: part of its structure, so that it is known under `jit` too."""
+
+    beta_1: float
+    beta_2: float
+    amsgrad: bool
+    decays: bool  # Whether there is weight decay.
+    # A table may go on with others of these; None for an array, whose value may not be known.
+    epsilon: float | None = dataclasses.field(compare=False)
+    weight_decay: float | None = dataclasses.field(compare=False)
+
+    def __str__(self) -> str:
+        decay = "some" if self.decays else "no"
+        return f"beta_1={self.beta_1:g}, beta_2={self.beta_2:g}, amsgrad={self.amsgrad} and {decay} weight decay"
 
 
 class _Fields(NamedTuple):
@@ -20,6 +40,7 @@ class _Fields(NamedTuple):
     iterations: jax.Array  # shape=(), dtype=int32: the steps that the table has taken.
     learning_rate: jax.Array  # shape=(), dtype=float32: what the last step used; before the first, what it will use.
     missed: Missed  # What the steps since each possible last visit add up to.
+    made_by: MadeBy  # No array: a part of the structure.
 
 
 class DeferredTable(RateHeld, _Fields):
@@ -63,6 +84,74 @@ def in_range(table: DeferredTable, indices: jax.typing.ArrayLike) -> jax.Array:
     indices = jnp.asarray(indices)
     check_indices(indices, table.values.shape[0])
     return within(indices, table.values.shape[0])
+
+
+def check_table(table: object, made_by: MadeBy) -> None:
+    """Raise if something is no table, or one that was made for another algorithm."""
+    if not isinstance(table, DeferredTable):
+        keys = f" of {', '.join(map(str, table))}" if isinstance(table, Mapping) else ""
+        raise TypeError(
+            f"`table` must be what `init` gives. Received: {type(table).__name__}{keys}. If a checkpoint gave it, "
+            "restore with what `init` gives as the template."
+        )
+    if table.made_by != made_by:
+        raise ValueError(
+            f"`table` must have been made with {made_by}. Received: one of {table.made_by}. "
+            "Call `deferred_rows` with the arguments that the table was made with."
+        )
+
+
+def parts_of(table: DeferredTable) -> dict[str, DeferredTable]:
+    """Return the tables in a state of several, by name, each with what they share; one alone under an empty name."""
+    if not isinstance(table.values, dict):
+        return {"": table}
+
+    def part(name: str) -> DeferredTable:
+        at_name = lambda node: node[name] if isinstance(node, dict) else node  # noqa: E731
+        return jax.tree.map(at_name, table, is_leaf=lambda node: isinstance(node, dict))
+
+    return {name: part(name) for name in table.values}
+
+
+def joined(parts: dict[str, DeferredTable]) -> DeferredTable:
+    """Return the state whose parts these are: what tables share is the same in all, and is taken from one of them."""
+    one = next(iter(parts.values()))
+    if "" in parts:
+        return one
+    by_row: list[Tree] = [
+        dict(zip(parts, field, strict=True)) for field in zip(*(p[:5] for p in parts.values()), strict=True)
+    ]
+    values, mu, nu, nu_max, last_visit = by_row
+    return one._make((values, mu, nu, nu_max if one.nu_max is not None else None, last_visit, *one[5:]))
+
+
+def gradients_by_table(
+    table: DeferredTable, indices: Tree, gradients: jax.typing.ArrayLike | None
+) -> dict[str, tuple[jax.Array, jax.typing.ArrayLike]]:
+    """Return the indices and gradients of each table, from what `update` was called with, in either of its forms."""
+    if not isinstance(table.values, dict):
+        return {"": _indices_and_gradients(indices, gradients)}
+    if not isinstance(indices, Mapping):
+        raise TypeError(
+            "`update` of several tables must be called with a dict of `RowUpdates` by table. "
+            f"Received: {type(indices).__name__}. Call `Embeddings.update`."
+        )
+    nothing = {name: (jnp.zeros((0,), jnp.int32), jnp.zeros((0, *x.shape[1:]))) for name, x in table.values.items()}
+    return {name: nothing[name] if rows is None else (rows.indices, rows.values) for name, rows in indices.items()}
+
+
+def _indices_and_gradients(
+    indices: jax.Array | RowUpdates, gradients: jax.typing.ArrayLike | None
+) -> tuple[jax.Array, jax.typing.ArrayLike]:
+    if isinstance(indices, RowUpdates) and gradients is None:
+        return indices.indices, indices.values
+    if isinstance(indices, RowUpdates) or gradients is None:
+        received = f"{type(indices).__name__} and {'no gradients' if gradients is None else 'gradients'}"
+        raise TypeError(
+            "`update` must be called with indices and their gradients, or with `RowUpdates` alone. "
+            f"Received: {received}. Call `update(table, indices, gradients)`, or `update(table, RowUpdates(...))`."
+        )
+    return indices, gradients
 
 
 def distinct_gradients(

@@ -9,7 +9,7 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import jax
 import numpy as np
@@ -48,6 +48,7 @@ def save_keras(
     template: str | pathlib.Path,
     rename: Rename | None = None,
     non_trainable: object = None,
+    tables: Mapping[str, Any] | None = None,
     config: Mapping[str, object] | None = None,
     trainable: Trainable | None = None,
     optimizer: str = "optimizer",
@@ -71,6 +72,7 @@ def save_keras(
       rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
       non_trainable: a tree of variables that are not trained but change, such as moving statistics; None keeps those of
         the template.
+      tables: what `flush` of `deferred_rows` gives, by Keras's path, for the variables that are not among `params`.
       config: `get_config()` of the optimizer, if `template` does not hold it: see `load_keras`.
       trainable: the trainable variables of the template, if their order does not follow from it: see `load_keras`.
       optimizer: the attribute of the model that its optimizer is: see `load_keras`.
@@ -79,8 +81,8 @@ def save_keras(
       FileNotFoundError: if there is no `template`, or no folder for `path`.
       TypeError: if a leaf is not an array.
       ValueError: if a variable is missing, left over, or of another shape or dtype; if the optimizer of the template
-        keeps other state, or none; if `opt_state` says no number of steps, or several; if the formats of `path` and
-        `template` do not go together.
+        keeps other state, or none; if `opt_state` says no number of steps, or several; if a table was not flushed, or
+        took other steps than `params`; if the formats of `path` and `template` do not go together.
       OSError: if the system refuses to write: its `errno` says why, and its `filename` is `path`.
       ImportError: if h5py is missing, which is needed for another learning rate in a whole-model `.h5`.
 
@@ -106,7 +108,7 @@ def save_keras(
         if ending == ".keras":
             archive = Archive.zipped(source, files)
             contents = archive_contents(archive, hints)
-            replaced = list(replacements(contents, params, opt_state, rename, non_trainable))
+            replaced = list(replacements(contents, params, opt_state, rename, non_trainable, tables=tables))
             if WEIGHTS not in archive.names():
                 raise ValueError(
                     f"`template` must hold its weights in one file, {WEIGHTS!r}. "
@@ -116,7 +118,7 @@ def save_keras(
         else:
             root = read_hdf5(source)
             contents = hdf5_contents(root, hints)
-            replaced = list(replacements(contents, params, opt_state, rename, non_trainable))
+            replaced = list(replacements(contents, params, opt_state, rename, non_trainable, tables=tables))
             text = root.attrs.get("training_config") if ending == ".h5" else None
             _write_from_hdf5(file, source, replaced, text, rate)
         files.check_unchanged()
@@ -155,6 +157,7 @@ def replacements(
     rename: Rename | None,
     non_trainable: object,
     holder: str = "template",
+    tables: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[LazyArray, np.ndarray]]:
     """Yield pairs of an array in `contents` and the one that takes its place.
 
@@ -165,7 +168,9 @@ def replacements(
       rename: what Keras's paths are called in `params`.
       non_trainable: a tree of variables that are not trained, or None.
       holder: what an error calls the holder of the old arrays.
+      tables: the deferred tables by Keras's path.
     """
+    tables = tables or {}
     slots = contents.slots
     if slots is None:
         raise ValueError(f"`template` must hold the state of an optimizer. Received: a template without one. {_BUILT}")
@@ -179,23 +184,54 @@ def replacements(
             f"Received: {', '.join(sorted(kept)) or 'none of it'}. "
             f"Take a {holder} whose optimizer has the arguments of yours."
         )
-    yield slots.iterations, np.asarray(_steps(state), slots.iterations.dtype)
+    steps = _steps(state)
+    _check_tables(tables, list(trainable), steps)
+    yield slots.iterations, np.asarray(steps, slots.iterations.dtype)
     for name in ("learning_rate", "step_counter", "dynamic_scale"):
         old, value = getattr(slots, name), _number(state, name)
         if old is not None and value is not None:
             yield old, np.asarray(value, old.dtype)
-    arrays = trainable | others
-    origins = _origins(params, arrays, rename, list(trainable))
+    dense = [path for path in trainable if path not in tables]
+    arrays = {path: trainable[path] for path in dense} | others
+    origins = _origins(params, arrays, rename, dense)
     yield from _put_back([params], "params", origins, arrays, holder)
     trained = {path: origin for path, origin in origins.items() if origin.variable in trainable}
-    for name, listed in slots.arrays().items():
-        yield from _put_back(kept[name], name, trained, dict(zip(trainable, listed, strict=True)), holder)
+    by_slot = {name: dict(zip(trainable, listed, strict=True)) for name, listed in slots.arrays().items()}
+    for name, listed in by_slot.items():
+        yield from _put_back(kept[name], name, trained, listed, holder)
+    for name, listed in {"values": trainable, **by_slot}.items():
+        for path, table in tables.items():
+            yield listed[path], _fitting(getattr(table, name), Origin(path), listed[path], f"tables.{name}", holder)
     if non_trainable is not None:
         if isinstance(rename, Mapping):
             unused = unused_keys(rename, others)
             rename = {key: value for key, value in rename.items() if key not in unused}
         origins = _origins(non_trainable, others, rename, ())
         yield from _put_back([non_trainable], "non_trainable", origins, others, holder)
+
+
+def _check_tables(tables: Mapping[str, Any], paths: Sequence[str], iterations: np.ndarray) -> None:
+    """Raise if a deferred table is none of Keras's variables, is out of date, or took other steps than the rest."""
+    for path, table in tables.items():
+        if path not in paths:
+            raise ValueError(
+                f"`tables` must be named by Keras's paths. Received: {path!r}. It has {', '.join(map(repr, paths))}."
+            )
+        if not hasattr(table, "last_visit") or isinstance(table.values, dict):
+            raise TypeError(
+                f"`tables` must hold tables of `deferred_rows`. Received: {type(table).__name__} for {path!r}. "
+                "Take each of `Embeddings` by `table(tables, name)`."
+            )
+        if not np.array_equal(table.last_visit, np.broadcast_to(table.iterations, table.last_visit.shape)):
+            raise ValueError(
+                f"`tables` must be up to date. Received: {path!r}, with rows that have steps to make up for. "
+                "Call `flush` before."
+            )
+        if iterations != table.iterations:
+            raise ValueError(
+                "`tables` must have taken the steps of `opt_state`, which counts "
+                f"{iterations}. Received: {table.iterations} for {path!r}. Update both in every step."
+            )
 
 
 def _origins(

@@ -75,7 +75,7 @@ def run(values, batches, rates, epsilon, beta_1, beta_2, amsgrad=False, weight_d
     table_of = deferred_rows(lambda step: rates[step], beta_1, beta_2, epsilon, amsgrad, weight_decay=weight_decay)
 
     def step(table, batch):
-        rows, table = table_of.read(table, batch[0])
+        rows = table_of.read(table, batch[0])
         return table_of.update(table, *batch), rows
 
     table, rows = jax.lax.scan(step, table_of.init(values), batches)
@@ -177,7 +177,7 @@ def test_nothing_accelerates_where_the_count_ends(monkeypatch, amsgrad, weight_d
     @quick_jit
     def after(start):
         def step(table, batch):
-            rows, table = table_of.read(table, batch[0])
+            rows = table_of.read(table, batch[0])
             return table_of.update(table, *batch), (rows, table.iterations)
 
         table = optax.tree.set(table_of.init(values), iterations=start)
@@ -218,18 +218,38 @@ def test_indices_out_of_range_are_padding():
     table = table_of.update(table_of.init(values), padded, g)
     alone = table_of.update(table_of.init(values), jnp.array([2]), jnp.ones((1, 2)))
     jax.tree.map(np.testing.assert_array_equal, table, alone)
-    rows, _ = table_of.read(table, padded)
+    rows = table_of.read(table, padded)
     np.testing.assert_array_equal(rows, jnp.zeros((7, 2)).at[1].set(table.values[2]))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_update_takes_the_gradient_of_rows_as_one(jit):
+    table_of = deferred_rows(0.1, epsilon=1e-3)
+    update = quick_jit(table_of.update) if jit else table_of.update
+    table, indices, gradients = table_of.init(jnp.ones((5, 2))), jnp.array([3, 1, -1]), jnp.ones((3, 2))
+    found = update(table, ok.RowUpdates(indices, gradients))
+    jax.tree.map(np.testing.assert_array_equal, found, update(table, indices, gradients))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "received"),
+    [
+        ((ok.RowUpdates(np.ones(1, np.int32), np.ones((1, 2))), np.ones((1, 2))), "RowUpdates and gradients"),
+        ((np.ones(1, np.int32),), "ndarray and no gradients"),
+    ],
+)
+def test_a_call_of_update_in_neither_form_is_refused(arguments, received):
+    table_of = deferred_rows()
+    with pytest.raises(TypeError, match=f"`update` must be called with indices.*Received: {received}. Call"):
+        table_of.update(table_of.init(np.ones((5, 2), np.float32)), *arguments)
 
 
 def test_rows_that_were_not_read_are_caught_up_by_update():
     values, (indices, gradients) = zipf(30, rows=20, touched=3)
     table_of = jitted(0.1, epsilon=1e-3)
-    table, read = table_of.init(values), table_of.init(values)
+    table = table_of.init(values)
     for batch in zip(indices, gradients, strict=True):
         table = table_of.update(table, *batch)
-        read = table_of.update(table_of.read(read, batch[0])[1], *batch)
-    jax.tree.map(np.testing.assert_array_equal, table, read)
     (p,) = dense(values, (indices, gradients), [(np.full(30, 0.1), 1e-3, False)], 0.9, 0.999)
     np.testing.assert_allclose(table_of.flush(table)[0], p, rtol=3e-6, atol=1e-7)
 
@@ -241,7 +261,7 @@ def test_flush_changes_nothing_but_the_time_of_the_visit():
     for row in (0, 1, 2, 0):
         table = table_of.update(table, jnp.array([row]), g)
     flushed, after = table_of.flush(table)
-    np.testing.assert_array_equal(flushed, table_of.read(table, jnp.arange(5))[0])
+    np.testing.assert_array_equal(flushed, table_of.read(table, jnp.arange(5)))
     np.testing.assert_array_equal(after.values, flushed)
     np.testing.assert_array_equal(table_of.flush(after)[0], flushed)
     np.testing.assert_array_equal(after.last_visit, [4] * 5)
@@ -316,9 +336,9 @@ def test_shapes_and_types_are_kept(shape, row_shape):
     table_of = jitted(0.1)
     table = table_of.init(np.ones((6, *row_shape), np.float32))
     indices = jnp.full(shape, 2)
-    rows, same = table_of.read(table, indices)
+    rows = table_of.read(table, indices)
     assert rows.shape == shape + row_shape
-    new = table_of.update(same, indices, rows)
+    new = table_of.update(table, indices, rows)
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
     assert describe(new) == describe(table) == describe(table_of.flush(new)[1])
     assert (np.asarray(new.values)[2] < 1).all()
@@ -337,8 +357,7 @@ def test_donated_tables_are_updated_in_place(options):
     table_of, rows = deferred_rows(0.1, **options), 200_000
 
     def step(table, indices, targets):
-        read, table = table_of.read(table, indices)
-        return table_of.update(table, indices, read - targets)
+        return table_of.update(table, indices, table_of.read(table, indices) - targets)
 
     table = jax.eval_shape(table_of.init, jax.ShapeDtypeStruct((rows, 8), jnp.float32))
     batch = jax.ShapeDtypeStruct((64,), jnp.int32), jax.ShapeDtypeStruct((64, 8), jnp.float32)
@@ -348,8 +367,9 @@ def test_donated_tables_are_updated_in_place(options):
     assert aliased(text) == len(jax.tree.leaves(table))
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.5 * rows * 8 * 4
-    read = jax.jit(table_of.read, donate_argnums=0).lower(table, batch[0]).compile().as_text()
-    assert not any(shape[:1] == (rows,) for shape in shapes(read, "copy"))
+    read = jax.jit(table_of.read).lower(table, batch[0]).compile()
+    assert not any(shape[:1] == (rows,) for shape in shapes(read.as_text(), "copy"))
+    assert read.memory_analysis().output_size_in_bytes == 64 * 8 * 4  # Without donation too, it returns the rows alone.
 
 
 def test_a_row_costs_its_moments_and_four_bytes():
@@ -381,13 +401,12 @@ def test_rows_may_be_divided_over_devices():
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(specs, P(), P()), out_specs=(P(), specs), check_vma=False)
     def step(table, indices, gradients):
         own = indices - 8 * jax.lax.axis_index("rows")
-        rows, table = inside.read(table, own)
-        return jax.lax.psum(rows, "rows"), inside.update(table, own, gradients)
+        return jax.lax.psum(inside.read(table, own), "rows"), inside.update(table, own, gradients)
 
     alone = table
     for batch in zip(indices, gradients, strict=True):
         rows, table = step(table, *batch)
-        np.testing.assert_allclose(rows, table_of.read(alone, batch[0])[0], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(rows, table_of.read(alone, batch[0]), rtol=1e-6, atol=1e-7)
         alone = table_of.update(alone, *batch)
 
 
@@ -407,6 +426,11 @@ def test_rows_may_be_divided_over_devices():
         ({"amsgrad": 1}, TypeError, "`amsgrad` must be True or False"),
         ({"weight_decay": -1.0}, ValueError, "`weight_decay` must be a finite number >= 0"),
         ({"learning_rate": "1"}, TypeError, "`learning_rate` must be"),
+        (
+            {"learning_rate": 0.5, "weight_decay": 2},
+            ValueError,
+            "`weight_decay . learning_rate` must be < 1.*Received: weight_decay=2.0, learning_rate=0.5.",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, message):
@@ -465,6 +489,64 @@ def test_bad_gradients_are_refused(indices, gradients, error, message):
         quick_jit(table_of.update)(table, indices, gradients)
 
 
+OTHERS = {
+    "betas": ({"beta_2": 0.99}, "one of beta_1=0.9, beta_2=0.99, amsgrad=False and no weight decay. Call"),
+    "amsgrad": ({"amsgrad": True}, "one of beta_1=0.9, beta_2=0.999, amsgrad=True"),
+    "weight decay": ({"weight_decay": 0.1}, "and some weight decay"),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_table_of_another_algorithm_is_refused(other, jit):
+    arguments, received = OTHERS[other]
+    table_of, indices = deferred_rows(), jnp.array([1])
+    table = deferred_rows(**arguments).init(jnp.ones((3, 2)))
+    must = "`table` must have been made with beta_1=0.9, beta_2=0.999, amsgrad=False and no weight decay. Received: "
+    calls = {table_of.read: (indices,), table_of.update: (indices, jnp.ones((1, 2))), table_of.flush: ()}
+    for function, rest in calls.items():
+        with pytest.raises(ValueError, match=must + ".*" + received):
+            (jax.jit(function) if jit else function)(table, *rest)
+
+
+def test_what_is_no_table_is_refused():
+    table_of = deferred_rows()
+    as_dict = table_of.init(jnp.ones((3, 2)))._asdict()
+    with pytest.raises(TypeError, match="`table` must be what `init` gives. Received: dict of values, mu, .*template"):
+        table_of.read(as_dict, jnp.array([1]))
+    with pytest.raises(TypeError, match="Received: ArrayImpl. If"):
+        table_of.flush(jnp.ones((3, 2)))
+    several = ok.Embeddings(table_of, {"a": "x", "b": "y"}).init({"x": np.ones((3, 2)), "y": np.ones((3, 2))})
+    with pytest.raises(TypeError, match="`read` must be called with one table. .*'x', 'y'. Call `Embeddings.read`"):
+        table_of.read(several, jnp.array([1]))
+    with pytest.raises(TypeError, match="dict of `RowUpdates` by table. Received: .*. Call `Embeddings.update`"):
+        table_of.update(several, jnp.array([1]), jnp.ones((1, 2)))
+
+
+def test_the_algorithms_of_equal_arguments_share_their_tables():
+    """Also where another rate, epsilon or amount of weight decay goes on from a table."""
+    table = deferred_rows(0.1, weight_decay=0.1).init(jnp.ones((3, 2)))
+    deferred_rows(0.2, epsilon=1e-3, weight_decay=0.2).update(table, jnp.array([1]), jnp.ones((1, 2)))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 1.0, 3.0])
+def test_a_weight_decay_of_all_a_parameter_stays_finite(share):
+    """A row that misses steps that take much of it, or all, ends where the dense sweep does, near zero."""
+    steps, weight_decay = 120, share / 0.01
+    values, (indices, gradients) = zipf(steps, rows=6, touched=2)
+    rates = np.full(steps, 0.01, np.float32)
+    indices[:6, 0], indices[6:] = np.arange(6), 0
+    ours, table, _ = quick_train(
+        values, (indices, gradients), rates, jnp.float32(1e-3), 0.9, 0.999, False, weight_decay
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(table))
+    if share < 1:
+        (p,) = dense(values, (indices, gradients), [(rates, 1e-3, False)], 0.9, 0.999, weight_decay)
+        np.testing.assert_allclose(ours[1:], p[1:], atol=1e-6)
+    else:
+        assert np.abs(ours[1:]).max() < 0.1
+
+
 def test_one_clip_goes_over_dense_parameters_and_a_table():
     """The norm goes over all gradients of a model that has both, and the steps are those of one `kadam` over all."""
     rng = np.random.default_rng(0)
@@ -476,13 +558,12 @@ def test_one_clip_goes_over_dense_parameters_and_a_table():
 
     @functools.partial(quick_jit, donate_argnums=(1, 2))
     def step(dense, state, table, ids, target):
-        rows, table = rows_of.read(table, ids)
-        of_rows, of_dense = jax.grad(loss, (0, 1))(rows, dense, target)
+        of_rows, of_dense = jax.grad(loss, (0, 1))(rows_of.read(table, ids), dense, target)
         params = {"dense": dense, "table": table.values}
         gradients = {"dense": of_dense, "table": ok.RowUpdates(ids, of_rows)}
         clipped, _ = clip.update(gradients, clip.init(params), params)
         updates, state = tx.update(clipped["dense"], state, dense)
-        table = rows_of.update(table, clipped["table"].indices, clipped["table"].values)
+        table = rows_of.update(table, clipped["table"])
         return optax.apply_updates(dense, updates), state, table
 
     whole = ok.kadam(0.01, global_clipnorm=0.5)

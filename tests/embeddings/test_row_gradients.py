@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.experimental import sparse
 
 import optax_kadam as ok
@@ -158,3 +159,70 @@ def test_a_mean_over_micro_batches_steps_as_the_dense_mean():
     found, _ = tx.update(mean, tx.init(table), table)
     wanted, _ = tx.update(jnp.asarray(sum(map(made_dense, batches)) / 2), tx.init(table), table)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def loss_of(rows, params, targets, power=2):
+    return jnp.mean(jnp.abs(rows["a"].sum(1) @ params["w"] - rows["b"] - targets) ** power)
+
+
+def looked_up(tables, ids):
+    return {name: tables[name][ids[name]] for name in tables}
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, np.asarray, nnx.Param], ids=["jax", "numpy", "nnx.Param"])
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_tables_and_dense_parameters_have_their_gradients(wrap, has_aux):
+    tables, params = {"a": dense(), "b": jnp.arange(4.0)}, {"w": jnp.array([1.0, -1.0, 0.5])}
+    ids, targets = {"a": jnp.array([[1, 1], [6, 0]]), "b": jnp.array([3, 3])}, jnp.array([0.5, 2.0])
+    with_aux = lambda rows, *rest, **power: (loss_of(rows, *rest, **power), rows["b"])  # noqa: E731
+    function = ok.value_and_row_grad(with_aux if has_aux else loss_of, (1, 0), has_aux=has_aux)
+    value, (of_params, of_tables) = function(jax.tree.map(wrap, tables), ids, params, targets, power=2)
+    if has_aux:
+        value, aux = value
+        np.testing.assert_array_equal(aux, [3.0, 3.0])
+    wanted, (tables_g, params_g) = jax.value_and_grad(
+        lambda tables, params: loss_of(looked_up(tables, ids), params, targets), (0, 1)
+    )(tables, params)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    np.testing.assert_allclose(of_params["w"], params_g["w"], rtol=1e-6)
+    for name, table in tables.items():
+        found = ok.add_gradients(of_tables[name], jnp.zeros_like(table))
+        np.testing.assert_allclose(found, tables_g[name], rtol=1e-6, atol=1e-7)
+
+
+def test_padding_reads_as_zeros_and_an_array_alone_is_one_table():
+    (value, rows), gradient = ok.value_and_row_grad(lambda rows: (rows.sum(), rows), has_aux=True)(
+        nnx.Param(jnp.ones((3, 2))), [2, -1, 3]
+    )
+    assert value == 2 and rows[1:].sum() == 0 and gradient.indices.tolist() == [2, -1, 3]
+
+
+ROWS_ONLY = ok.value_and_row_grad(lambda rows: sum(x.sum() for x in jax.tree.leaves(rows)))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: ROWS_ONLY(None, [0]),
+            TypeError,
+            "`table` must be an array of floating-point rows.*NoneType. Hand over",
+        ),
+        (lambda: ROWS_ONLY(3.0, [0]), TypeError, "Received: float. Hand over"),
+        (lambda: ROWS_ONLY(jnp.float32(3), [0]), TypeError, r"Received: float32\[\]"),
+        (lambda: ROWS_ONLY(jnp.ones((2, 2), int), [0]), TypeError, r"Received: int32\[2, 2\]"),
+        (lambda: ROWS_ONLY({"a": [1.0]}, {"a": [[0]]}), TypeError, "Received: float"),
+        (
+            lambda: ROWS_ONLY(ok.deferred_rows().init(np.ones((2, 2))), [0]),
+            TypeError,
+            "DeferredTable. .*what `read` gives",
+        ),
+        (lambda: ROWS_ONLY({"a": np.ones((2, 2))}, {"b": [0]}), ValueError, "`indices` must have the structure.*'b'"),
+        (lambda: ROWS_ONLY({"a": np.ones((2, 2))}, jnp.array([0])), ValueError, "`indices` must have the structure"),
+        (lambda: ROWS_ONLY(np.ones((2, 2)), [0.5]), TypeError, "`indices` must be integers"),
+        (lambda: ok.value_and_row_grad(loss_of, 1), ValueError, "`argnums` must have 0, the rows. Received: argnums=1"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -412,9 +412,9 @@ def test_a_template_that_changes_meanwhile_is_refused_or_read_as_it_was(saved, t
     template, new = tmp_path / "t.keras", _save.replacements
 
     def meanwhile(act):
-        def replaced(*args):
+        def replaced(*args, **options):
             act()
-            return new(*args)
+            return new(*args, **options)
 
         monkeypatch.setattr(_save, "replacements", replaced)
 

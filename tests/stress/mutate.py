@@ -48,7 +48,15 @@ _STEP = (
     "test_precision.py",
 )
 _ORACLE = ("test_oracle.py",)
-_TABLES = ("embeddings/test_catch_up.py", "embeddings/test_row_gradients.py", "embeddings/test_deferred.py")
+_TABLES = (
+    "embeddings/test_catch_up.py",
+    "embeddings/test_row_gradients.py",
+    "embeddings/test_deferred.py",
+    "embeddings/test_embeddings.py",
+    "embeddings/test_ids.py",
+    "embeddings/test_from_keras.py",
+    "embeddings/test_checkpoints.py",
+)
 _ZIPS, _HDF5 = ("keras_files/containers/test_archive.py",), ("keras_files/containers/test_hdf5.py",)
 _READ = ("keras_files/test_load_keras.py", "keras_files/test_corpus.py")
 _ORDERS = ("keras_files/layouts/test_order.py",)
