@@ -209,6 +209,22 @@ def test_automatic_names_need_not_be_in_the_order_of_the_layers(tmp_path):
     assert all(map(np.array_equal, training.mu.values(), slots_of(model.optimizer)["mu"]))
 
 
+def test_the_numbers_of_tensorflow_2_13_are_those_of_the_layers(tmp_path):
+    """It calls the layers of one class `dense`, `dense_2`, `dense_3`, and the list otherwise."""
+    whole = ok.load_keras(FILES / "tfk/adam.keras")
+    shutil.unpack_archive(FILES / "tfk/adam.keras", tmp_path / "x", "zip")
+    changed = tmp_path / "x/model.weights.h5"
+    with h5py.File(changed, "r+") as old, h5py.File(tmp_path / "new", "w") as new:
+        old.move("layers/dense_1", "layers/dense_2")
+        old.move("layers", "_layer_checkpoint_dependencies")
+        for key in old:
+            old.copy(key, new)
+    (tmp_path / "new").replace(changed)
+    found = ok.load_keras(tmp_path / "x")
+    assert found.order == "listed" and list(found.variables) == list(whole.variables)
+    assert all(map(np.array_equal, found.nu.values(), whole.nu.values()))
+
+
 @keras_rules()
 @pytest.mark.parametrize(("version", "by_turns"), [("3.9.2", True), ("3.10.0", False)])
 def test_averages_and_accumulators_that_older_versions_wrote_by_turns_are_told_apart(version, by_turns, tmp_path):

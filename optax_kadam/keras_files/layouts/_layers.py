@@ -14,9 +14,10 @@ share stands below the one of them that comes first in the alphabet.
 Source: `keras/src/saving/saving_lib.py`, `keras/src/layers/layer.py` (Keras 3.15).
 """
 
+import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from optax_kadam._generations import Generation
 from optax_kadam.keras_files._contents import Variable
@@ -181,17 +182,20 @@ class _Reader:
             return _mixed([stages for _, stages in layers] + more)
         return _interleaved(layers, more)
 
-    def _listed(self, listed: Group, configs: Sequence[object], scope: str) -> list[tuple[str, list[Stage]]] | None:
+    def _listed(self, listed: Group, configs: Sequence[Any], scope: str) -> list[tuple[str, list[Stage]]] | None:
         """Return the classes and stages of layers that a configuration lists, or None if the file has others."""
-        layers, used, met = [], {}, set()
-        for config in configs:
-            if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
-                raise ValueError(f"A model's configuration must list its layers. Received: {config!r} in the list.")
+        kinds = [_snake(_class_name(config)) for config in configs]
+        keys: dict[str, list[str]] = {}
+        for key, _ in _in_number(listed):
+            keys.setdefault(_without_number(key)[0], []).append(key)
+        layers, used, met = [], collections.Counter[str](), set()
+        for kind, config in zip(kinds, configs, strict=True):
             if str(config.get("module")).startswith("keras.src.ops"):
                 continue  # An operation of a Functional model, which has no variables.
-            kind = _snake(config["class_name"])
-            used[kind] = used.get(kind, -1) + 1
-            key = f"{kind}_{used[kind]}" if used[kind] else kind
+            number, present = used[kind], keys.get(kind, [])
+            used[kind] += 1
+            # TensorFlow 2.12 and 2.13 count from 2 after the first. Where some are missing, the number is the place.
+            key = present[number] if len(present) == kinds.count(kind) else f"{kind}_{number}" if number else kind
             if key in listed.groups:  # A layer that is used again was met before.
                 met.add(key)
                 layers.append((kind, self.layer(listed.groups[key], key, config, scope)))
@@ -268,6 +272,17 @@ def _inner_config(arguments: Mapping[str, object], kind: str, attribute: str) ->
     return {**config, "config": {**inside, "name": f"{direction}_{inside.get('name')}"}}  # As a Bidirectional does.
 
 
+def _class_name(config: object) -> str:
+    """Return the class of a serialized layer."""
+    name = config.get("class_name") if isinstance(config, Mapping) else None
+    if not isinstance(name, str):
+        raise ValueError(
+            f"A model's configuration must list its layers. Received: {config!r} in the list. "
+            "The file is damaged, or no Keras wrote it."
+        )
+    return name
+
+
 def _name(group: Group) -> str:
     """Return the name of a layer, which is empty if an older version of Keras wrote the file."""
     return str((group.at("vars") or group).attrs.get("name", ""))
@@ -290,11 +305,13 @@ def _without_number(name: str) -> tuple[str, int]:
 def _kind(config: Mapping[str, object] | None, key: str, name: str) -> str:
     """Return the class of a layer in snake case if it is one of Keras's own, and "" otherwise.
 
-    Without a configuration, it is what a list in the file calls it, or its automatic name.
+    Without a configuration, it is what a list in the file calls it, or its automatic name. TensorFlow 2.12 does not say
+    in the configuration whose a class is.
     """
     if config is None:
         return _without_number(key or name)[0]
-    return _snake(str(config.get("class_name"))) if _is_kerass(config) else ""
+    is_keras = _is_kerass(config) or ("module" not in config and ">" not in str(config.get("class_name")))
+    return _snake(str(config.get("class_name"))) if is_keras else ""
 
 
 def _is_kerass(config: Mapping[str, object] | None) -> bool:
