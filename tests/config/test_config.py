@@ -73,7 +73,8 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: f"{path.parent.name}-{path.name.split('.')[0]}")
 def test_every_recorded_config_is_read_as_it_was_meant(sample):
-    generation = {"k3j": "keras3", "k3t": "keras3", "tfk": "tf_keras", "legacy": "legacy"}[sample.parent.name]
+    generations = {"k3j": "keras3", "k3t": "keras3", "tfk": "tf_keras", "legacy": "legacy", "tf2.4": "legacy"}
+    generation = generations[sample.parent.name]
     forms = json.loads(sample.read_text())
     expected = {k: v for k, v in forms["get_config"].items() if k not in ("jit_compile", "is_legacy_optimizer")}
     for form in (*forms.values(), older(forms["get_config"])):
