@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,20 @@ from optax_kadam._mesh import in_auto_axes, spec_of_rows
 from optax_kadam._precision import arithmetic_dtype
 from optax_kadam.embeddings._table import DeferredTable
 
+_Arguments = ParamSpec("_Arguments")
 
+
+@overload
 def value_and_row_grad(
-    function: Callable[..., Tree], argnums: int | Sequence[int] = 0, *, has_aux: bool = False
-) -> Callable[..., tuple[Tree, Tree]]:
+    function: Callable[Concatenate[jax.Array, _Arguments], jax.Array],
+) -> Callable[Concatenate[jax.Array, jax.Array, _Arguments], tuple[jax.Array, RowUpdates]]: ...
+@overload
+def value_and_row_grad(
+    function: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False
+) -> Callable[..., tuple[Any, Any]]: ...
+def value_and_row_grad(
+    function: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False
+) -> Callable[..., tuple[Any, Any]]:
     """`jax.value_and_grad` with respect to a table of which the function uses a few rows, and only their gradient.
 
     Args:
