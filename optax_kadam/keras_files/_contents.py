@@ -31,6 +31,14 @@ class Hints(NamedTuple):
     optimizer: str = "optimizer"  # The attribute of the model that it is.
 
 
+# How Keras 3 calls a slot: the name of its variable, and one of these endings.
+KERAS3_SLOTS = {
+    "_momentum": "mu",
+    "_velocity": "nu",
+    "_velocity_hat": "nu_max",
+    "_average": "average",
+    "_gradient_accumulator": "accumulator",
+}
 NEEDS_CONFIG = "Hand over its configuration: `load_keras(path, config=optimizer.get_config())`."
 _NOT_TRAINABLE = re.compile(r".*/(moving_mean|moving_variance)(:0)?")
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import (
+    KERAS3_SLOTS,
     Contents,
     Hints,
     Slots,
@@ -221,6 +222,13 @@ class _Graph:
         """Return the slots of an optimizer that keeps them in lists, and the nodes of their variables."""
         children = optimizer.children
         indices = {slot: self._list(children[name]) for name, slot in _SLOT_LISTS.items() if name in children}
+        if not any(indices.values()) and "_variables" in children:
+            # Keras 3.6 filled the lists too late for TensorFlow to see what is in them. All variables are in another.
+            every = self._list(children["_variables"])
+            indices = {
+                slot: [index for index in every if str(self._nodes[index].full_name).endswith(ending)]
+                for ending, slot in KERAS3_SLOTS.items()
+            }
         lists = {slot: [self.variable(index)[1] for index in nodes] for slot, nodes in indices.items() if nodes}
         if not lists or len({len(arrays) for arrays in lists.values()}) != 1:
             raise ValueError(f"Every variable must have the same slots. Received: {counted(lists)}.")

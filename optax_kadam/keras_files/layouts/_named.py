@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from optax_kadam._generations import Generation
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._contents import (
+    KERAS3_SLOTS,
     Contents,
     Slots,
     Variable,
@@ -30,13 +31,6 @@ from optax_kadam.keras_files.layouts._claims import check_claimed
 _DAMAGED = "The file is damaged, or no Keras wrote it."
 _ATTRIBUTES = ("layer_names", "weight_names", "backend", "keras_version", "model_config", "training_config")
 _TF_SLOTS = {"m": "mu", "v": "nu", "vhat": "nu_max", "average": "average"}
-_KERAS3_SLOTS = {
-    "_momentum": "mu",
-    "_velocity": "nu",
-    "_velocity_hat": "nu_max",
-    "_average": "average",
-    "_gradient_accumulator": "accumulator",
-}
 _SCALARS = {
     "iteration": "iterations",
     "iteration:0": "iterations",
@@ -154,7 +148,7 @@ def _keras3_slots(paths: Sequence[str]) -> _SlotOf:
 
     def slot_of(name: str) -> tuple[str, str]:
         last = name.rsplit("/", 1)[-1]
-        for ending, slot in _KERAS3_SLOTS.items():
+        for ending, slot in KERAS3_SLOTS.items():
             if last.endswith(ending) and (path := flat.get(last.removesuffix(ending))):
                 return slot, path
         raise _unknown(name)

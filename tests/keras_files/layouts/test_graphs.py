@@ -108,6 +108,10 @@ def test_keras_3_names_the_variables_that_it_trains():
     generation, numbers, moments = read({"model": model, "optimizer": optimizer})
     assert (generation, list(numbers)[:2], moments) == ("keras3", ["own", "layer/scale"], [10, 11])
     assert len(numbers) == 4
+    slots = [(f"adam/{name}_{slot}", i) for i, name in enumerate("ab") for slot in ("momentum", "velocity")]
+    beside = [optimizer["_iterations"], optimizer["_learning_rate"]]
+    older = optimizer | {"_momentums": {}, "_velocities": {}, "_variables": listed([*beside, *slots])}
+    assert read({"model": model, "optimizer": older}) == (generation, numbers, [0, 1])
     optimizer["_trainable_variables"] = listed([model["own"]])
     with pytest.raises(ValueError, match="Received: 1 variables, 2 of mu, 2 of nu"):
         read({"model": model, "optimizer": optimizer})
