@@ -229,12 +229,12 @@ class Embeddings:
           items 0 (3, 2)
           items 3 (2, 2)
         """
-        size = _check.integer("rows", rows, 1)
+        size, read = _check.integer("rows", rows, 1), jax.jit(self.of.read)
         for name in self.names:
             table = self.table(tables, name)
             count = table.values.shape[0]
             for start in range(0, count, size):
-                part = jax.jit(self.of.read)(table, start + jnp.arange(min(size, count), dtype=jnp.int32))
+                part = read(table, start + jnp.arange(min(size, count), dtype=jnp.int32))
                 yield name, start, part[: count - start]
 
     def table(self, tables: DeferredTable, name: str) -> DeferredTable:
@@ -271,9 +271,8 @@ class Embeddings:
         wrong = sorted(map(repr, given.keys() - set(known)))
         lacking = sorted(map(repr, set(known) - given.keys())) if all_of_them else []
         if wrong or lacking:
-            received = [f"{', '.join(wrong)}, which is none"] * bool(wrong) + [f"no {', '.join(lacking)}"] * bool(
-                lacking
-            )
+            received = [f"{', '.join(wrong)}, which is none"] if wrong else []
+            received += [f"no {', '.join(lacking)}"] if lacking else []
             raise ValueError(
                 f"`{argument}` must name {'each' if all_of_them else 'a'} {kind}, and nothing else. "
                 f"Received: {'; '.join(received)}. The {kind}s are {', '.join(map(repr, known))}."

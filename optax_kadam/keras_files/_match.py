@@ -10,7 +10,7 @@ from optax_kadam.keras_files._leaves import is_flat, leaf_path, leaves_of
 from optax_kadam.keras_files._origin import Origin, check_moves_only, origin_of
 from optax_kadam.keras_files._pairs import paired
 from optax_kadam.keras_files._rename import Rename, check_rename, renamed
-from optax_kadam.keras_files._words import LeafShape, Names, Shape, flax_path, library_names
+from optax_kadam.keras_files._words import LeafShape, Names, Shape, bare, flax_path, library_names
 
 
 def match_leaves(
@@ -144,7 +144,7 @@ def _known_as(shapes: Mapping[str, Shape], rename: Rename | None) -> dict[str, l
     for path in shapes:
         written = renamed(path, rename)
         is_given = any(written.values())
-        for form in [written, {_bare(name, model): given for name, given in written.items()}]:
+        for form in [written, {bare(name, model): given for name, given in written.items()}]:
             form = {name.removesuffix(":0"): given for name, given in form.items()}
             _add(levels[0], _Candidate(path, form, is_given))
             if not is_given:
@@ -162,10 +162,6 @@ def _add(known: dict[str, list[_Candidate]], candidate: _Candidate) -> None:
             other.variable == candidate.variable and other.names.keys() == candidate.names.keys() for other in listed
         ):
             listed.append(candidate)
-
-
-def _bare(path: str, model: str | None) -> str:
-    return path.removeprefix(f"{model}/") if model else path
 
 
 def model_name(paths: Iterable[str]) -> str | None:

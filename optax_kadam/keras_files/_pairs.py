@@ -14,6 +14,7 @@ from optax_kadam.keras_files._rename import renamed
 from optax_kadam.keras_files._words import (
     LeafShape,
     Shape,
+    bare,
     conversions,
     converted_shape,
     flax_path,
@@ -60,7 +61,7 @@ def paired(
     settled, undecided = _settled(options)
     left = set(leaves).difference(*(options[layer][place] for layer, place in settled.items()))
     alone = {
-        _bare(path, model): {
+        bare(path, model): {
             leaf: frozenset({leaf}) for leaf in left if _is_alike(path, shapes[path], leaves[leaf].shape)
         }
         for path in shapes
@@ -69,16 +70,11 @@ def paired(
     undecided = {layer: places for layer, places in undecided.items() if places}
     variables, more = _settled(alone)
     undecided |= {path: places for path, places in more.items() if places}
-    return _shortest(settled | variables, [_bare(path, model) for path in shapes]), undecided
+    return _shortest(settled | variables, [bare(path, model) for path in shapes]), undecided
 
 
 def _layer(path: str, model: str | None) -> str:
-    return _bare(path, model).rpartition("/")[0]
-
-
-def _bare(path: str, model: str | None) -> str:
-    path = path.removesuffix(":0")
-    return path.removeprefix(f"{model}/") if model else path
+    return bare(path, model).rpartition("/")[0]
 
 
 def _kind(layer: str) -> tuple[str, tuple[str, ...]]:

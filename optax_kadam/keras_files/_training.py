@@ -249,6 +249,9 @@ def load_keras(
     Keras's own and all were trained. Otherwise it must follow from the shapes: if two variables could change places,
     the file is refused, and the message asks for `trainable`. `KerasTraining.order` says how the order is known.
 
+    A `.weights.h5` says of a layer no more than what its class is called: a class of one's own that is called like one
+    of Keras's is taken for that, and LoRA without a bias, of the rank of the layer, for kernels.
+
     A file is read through one descriptor: one that is replaced meanwhile gives what it held when it was opened; one
     that is written to is refused. What neither a layer nor the optimizer claims is refused too. Whatever a file holds,
     its load takes time and memory in proportion to its length.

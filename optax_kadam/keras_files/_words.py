@@ -9,9 +9,8 @@ import numpy as np
 from optax_kadam.conversions import Conversion, block, depthwise, out_first, transposed_conv, unchanged
 
 Shape = tuple[int, ...]
-Names = dict[
-    str, Conversion | None
-]  # The leaves that hold a variable; None where shapes and names tell the conversion.
+# The leaves that hold a variable, each with its conversion, or None where shapes and names tell that.
+Names = dict[str, Conversion | None]
 
 
 class LeafShape(NamedTuple):
@@ -43,6 +42,12 @@ def flax_path(path: str, *, without_model: bool = False) -> str:
     """Return the path of Keras's variable `path` in Flax's words."""
     parts = path.removesuffix(":0").split("/")[1 if without_model else 0 :]
     return "/".join([*(_LAYERS.get(part, part) for part in parts[:-1]), _VARIABLES.get(parts[-1], parts[-1])])
+
+
+def bare(path: str, model: str | None) -> str:
+    """Return a path of Keras's without the name of the model, if all begin with that, and without `:0`."""
+    path = path.removesuffix(":0")
+    return path.removeprefix(f"{model}/") if model else path
 
 
 def same_layer(ours: str, theirs: str) -> bool:

@@ -226,7 +226,7 @@ def test_the_numbers_of_tensorflow_2_13_are_those_of_the_layers(tmp_path):
 
 
 @keras_rules()
-@pytest.mark.parametrize(("version", "by_turns"), [("3.9.2", True), ("3.10.0", False)])
+@pytest.mark.parametrize(("version", "by_turns"), [("3.9.2", True), ("3.10.0", False), ("4.1.0", False)])
 def test_averages_and_accumulators_that_older_versions_wrote_by_turns_are_told_apart(version, by_turns, tmp_path):
     """Before 3.10, Keras wrote the average and the accumulator of a variable before those of the next one."""
     layers = [keras.layers.Dense(4, use_bias=False) for _ in range(2)]

@@ -131,6 +131,7 @@ TESTS = {
     "keras_files/_open.py": (*_READ, *_ZIPS, *_CHECKPOINTS, *_SAVED),
     "keras_files/_protobuf.py": _CHECKPOINTS,
     "keras_files/_restore.py": _RESTORED,
+    "keras_files/_replacements.py": (*_SAVED, *_RESTORED),
     "keras_files/_save.py": (*_SAVED, *_RESTORED),
     "keras_files/_source.py": (*_ZIPS, *_READ, *_CHECKPOINTS, *_SAVED),
     "keras_files/_training.py": (*_READ, *_RESTORED),

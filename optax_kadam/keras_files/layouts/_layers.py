@@ -184,22 +184,24 @@ class _Reader:
 
     def _listed(self, listed: Group, configs: Sequence[Any], scope: str) -> list[tuple[str, list[Stage]]] | None:
         """Return the classes and stages of layers that a configuration lists, or None if the file has others."""
-        kinds = [_snake(_class_name(config)) for config in configs]
-        keys: dict[str, list[str]] = {}
+        # The operations of a Functional model have no variables.
+        layered = [config for config in configs if not _class_name(config)[0].startswith("keras.src.ops")]
+        kinds = [_snake(_class_name(config)[1]) for config in layered]
+        counts, used = collections.Counter(kinds), collections.Counter[str]()
+        by_kind: dict[str, list[str]] = {}
         for key, _ in _in_number(listed):
-            keys.setdefault(_without_number(key)[0], []).append(key)
-        layers, used, met = [], collections.Counter[str](), set()
-        for kind, config in zip(kinds, configs, strict=True):
-            if str(config.get("module")).startswith("keras.src.ops"):
-                continue  # An operation of a Functional model, which has no variables.
-            number, present = used[kind], keys.get(kind, [])
+            by_kind.setdefault(_without_number(key)[0], []).append(key)
+        found: dict[str, tuple[str, Mapping[str, object]]] = {}
+        for kind, config in zip(kinds, layered, strict=True):
+            number, present = used[kind], by_kind.get(kind, [])
             used[kind] += 1
-            # TensorFlow 2.12 and 2.13 count from 2 after the first. Where some are missing, the number is the place.
-            key = present[number] if len(present) == kinds.count(kind) else f"{kind}_{number}" if number else kind
+            # TensorFlow 2.12 and 2.13 leave numbers out. Where some layers are missing, the number is the place.
+            key = present[number] if len(present) == counts[kind] else f"{kind}_{number}" if number else kind
             if key in listed.groups:  # A layer that is used again was met before.
-                met.add(key)
-                layers.append((kind, self.layer(listed.groups[key], key, config, scope)))
-        return layers if met == {key for key in listed.groups if not _NOT_LAYERS.fullmatch(key)} else None
+                found[key] = kind, config
+        if found.keys() != {key for key in listed.groups if not _NOT_LAYERS.fullmatch(key)}:
+            return None
+        return [(kind, self.layer(listed.groups[key], key, config, scope)) for key, (kind, config) in found.items()]
 
     def _attributes(
         self, group: Group, arguments: Mapping[str, object], scope: str, kind: str = "", skip: Sequence[str] = ()
@@ -272,15 +274,14 @@ def _inner_config(arguments: Mapping[str, object], kind: str, attribute: str) ->
     return {**config, "config": {**inside, "name": f"{direction}_{inside.get('name')}"}}  # As a Bidirectional does.
 
 
-def _class_name(config: object) -> str:
-    """Return the class of a serialized layer."""
-    name = config.get("class_name") if isinstance(config, Mapping) else None
-    if not isinstance(name, str):
+def _class_name(config: object) -> tuple[str, str]:
+    """Return the module and the name of the class of a serialized layer."""
+    if not isinstance(config, Mapping) or not isinstance(name := config.get("class_name"), str):
         raise ValueError(
             f"A model's configuration must list its layers. Received: {config!r} in the list. "
             "The file is damaged, or no Keras wrote it."
         )
-    return name
+    return str(config.get("module")), name
 
 
 def _name(group: Group) -> str:

@@ -14,6 +14,7 @@ Source: `BaseOptimizer.build` in `keras/src/optimizers/base_optimizer.py` and `A
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from optax_kadam._generations import Generation
@@ -200,8 +201,8 @@ def _switched_on(config: OptimizerConfig | None) -> str:
 
 def _by_turns(keras_version: str | None) -> Sequence[bool]:
     """Return whether averages and accumulators were written by turns, as by Keras 3 before 3.10: yes, no or either."""
-    parts = (keras_version or "").split(".")
-    return (int(parts[1]) < 10,) if len(parts) > 1 and parts[1].isdecimal() else (False, True)
+    version = re.match(r"(\d+)\.(\d+)", keras_version or "")
+    return (False, True) if version is None else ((int(version[1]), int(version[2])) < (3, 10),)
 
 
 def _split(

@@ -42,10 +42,12 @@ def saved_model_contents(checkpoint: Checkpoint, folder: pathlib.Path, files: Fi
     if metadata.exists():
         source = files.open(metadata)
         model = _described(source)
-    else:
+    elif any(node.slots for node in checkpoint.nodes):  # What is that old has a legacy optimizer, if it has one.
         source = files.open(folder / "saved_model.pb")
         model = _first(memoryview(source.read()), _MODEL, source)
-    found = _optimizer_config(bytes(model), source) if model else None  # Keras 3's `export` writes none.
+    else:
+        return graph_contents(checkpoint, hints)  # Keras 3's `export` has neither optimizer nor configuration.
+    found = _optimizer_config(bytes(model), source) if model else None
     contents = graph_contents(checkpoint, hints._replace(config=found))
     if model and found is None and contents.slots is not None:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Whose moments are these: read from the file, proven by the shapes, or told. A live Keras knows the answer."""
 
 import collections
+import json
 
 import h5py
 import numpy as np
@@ -472,6 +473,25 @@ def test_layers_that_are_alike_are_named_at_once(tmp_path):
     written(tmp_path / "x.weights.h5", np.int64, {f"x{i}/vars/0": np.ones(4) for i in range(40)})
     with pytest.raises(ValueError, match="could be those of 'x0/vars/0:0' or those of 'x1/vars/0:0'"):
         ok.load_keras(tmp_path / "x.weights.h5")
+
+
+def test_models_inside_models_are_read_once(tmp_path):
+    """Of each, the file has another layer than the configuration: what it lists is not read before that is known."""
+    depth, config = 40, {"module": "keras.layers", "class_name": "Dense", "config": {}}
+    for _ in range(depth):
+        config = {"module": "keras", "class_name": "Sequential", "config": {"layers": [config]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metadata.json").write_text(json.dumps({"keras_version": "3.15.1"}))
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        place = file
+        for _ in range(depth):
+            place = place.create_group("layers")
+            place["other/vars/0"] = np.zeros(3, np.float32)
+            place = place.create_group("sequential")
+            place.create_group("vars")
+        place["layers/dense/vars/0"] = np.zeros((2, 2), np.float32)
+    with pytest.warns(UserWarning, match="weights alone"):
+        assert len(ok.load_keras(tmp_path).variables) == depth + 1
 
 
 def test_a_long_search_ends(tmp_path):
