@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import optax_kadam as ok
+from optax_kadam.keras_files.layouts import _layers
 
 from ...helpers import keras_rules
 from ...stress import orders
@@ -475,7 +476,7 @@ def test_layers_that_are_alike_are_named_at_once(tmp_path):
         ok.load_keras(tmp_path / "x.weights.h5")
 
 
-def test_models_inside_models_are_read_once(tmp_path):
+def test_models_inside_models_are_read_once(tmp_path, monkeypatch):
     """Of each, the file has another layer than the configuration: what it lists is not read before that is known."""
     depth, config = 40, {"module": "keras.layers", "class_name": "Dense", "config": {}}
     for _ in range(depth):
@@ -490,8 +491,11 @@ def test_models_inside_models_are_read_once(tmp_path):
             place = place.create_group("sequential")
             place.create_group("vars")
         place["layers/dense/vars/0"] = np.zeros((2, 2), np.float32)
+    read, numbered = [], _layers.numbered
+    monkeypatch.setattr(_layers, "numbered", lambda group: read.append(group) or numbered(group))
     with pytest.warns(UserWarning, match="weights alone"):
         assert len(ok.load_keras(tmp_path).variables) == depth + 1
+    assert len(read) == 2 * depth + 2  # The models, the layers beside them, and the innermost layer.
 
 
 def test_a_long_search_ends(tmp_path):
