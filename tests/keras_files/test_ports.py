@@ -176,6 +176,6 @@ def test_a_port_trains_on_as_keras_does_and_comes_back(name, tmp_path):
     ok.save_keras(tmp_path / "new.keras", params, state, template=tmp_path / "old.keras", rename=rename)
     again = keras.models.load_model(tmp_path / "new.keras")
     assert int(again.optimizer.iterations) == 2 * STEPS
-    np.testing.assert_allclose(trained_by_keras(again, data[2 * STEPS :]), wanted[STEPS:], rtol=1e-5)
+    np.testing.assert_allclose(trained_by_keras(again, data[2 * STEPS :]), wanted[STEPS:], rtol=1e-6)  # At most 1.4e-7.
     twice, same_state = ok.load_keras(tmp_path / "new.keras").restore(params, rename=rename)
     assert jax.tree.all(jax.tree.map(np.array_equal, (params, state), (twice, same_state)))
