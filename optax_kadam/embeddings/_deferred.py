@@ -103,8 +103,8 @@ def deferred_rows(
 
     A row costs its values, its moments in float32, and 4 bytes. A table has besides a ring of the last 32768 steps, 384
     KiB for Keras's betas and 640 with weight decay; `Embeddings` keep one for all tables. A checkpoint is
-    restored with what `init` gives as the template, which also says by which betas the table goes on: the checkpoint
-    itself does not hold them.
+    restored with what `init` gives as the template. It stores the ring under a name that tells the betas: into a table
+    of others it does not go.
 
     To clip these gradients together with those of other parameters, hand them to `clip_by_global_norm` as `RowUpdates`,
     with `table.values` as the parameter, and what it returns to `update`. `Embeddings` do it for several tables.
@@ -161,16 +161,16 @@ def deferred_rows(
     made_by = MadeBy(beta_1, beta_2, bool(amsgrad), decays, *of_floats)
 
     def caught_up(table: DeferredTable, rows: TableRows) -> tuple[jax.Array, Moments]:
-        return catch_up(window, table.missed, epsilon_hat, *rows, table.iterations)
+        return catch_up(window, table.missed[made_by], epsilon_hat, *rows, table.iterations)
 
     def init(values: jax.Array) -> DeferredTable:
         values = _table.table_values(values)
         mu, nu, nu_max = (zeros_like(values, jnp.float32) for _ in range(3))
         last_visit = zeros_like(jnp.sum(values, tuple(range(1, values.ndim))), jnp.int32)
         make = DeferredTable if owner.is_held else ComputedDeferredTable
-        missed = no_steps(window, decays)
+        missed = {made_by: no_steps(window, decays)}
         iterations = jnp.zeros((), jnp.int32)
-        return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed, made_by)
+        return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed)
 
     def read(table: DeferredTable, indices: jax.Array) -> jax.Array:
         _table.check_table(table, made_by)
@@ -205,9 +205,9 @@ def deferred_rows(
             for name, part in _table.parts_of(table).items()
         }
         decayed = decay * rate if decay is not None and decays else None
-        missed = record_step(window, table.missed, table.iterations, scalars.alpha, decayed)
+        missed = record_step(window, table.missed[made_by], table.iterations, scalars.alpha, decayed)
         table = _table.joined(moved)
-        return table._make((*table[:5], iterations, rate, missed, made_by))
+        return table._make((*table[:5], iterations, rate, {made_by: missed}))
 
     def with_step(
         table: DeferredTable,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, MadeBy
+from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, MadeBy, made_by_of
 
 _Arrays = Mapping[str, np.ndarray]
 
@@ -63,8 +63,7 @@ def table_from_keras(
         return jax.device_put(array, sharding, may_alias=False)  # The table may be donated; the file's arrays may not.
 
     table = init(placed(training.variables[path]))
-    made_by = table.made_by
-    _check_same(made_by, training)
+    _check_same(made_by_of(table), training)
     moments = {"mu": placed(mu[path]).astype(jnp.float32), "nu": placed(nu[path]).astype(jnp.float32)}
     if training.nu_max is not None:
         moments["nu_max"] = placed(training.nu_max[path]).astype(jnp.float32)

@@ -13,10 +13,13 @@ from optax_kadam.embeddings._catch_up import Missed, Moments
 from optax_kadam.stages._learning_rate import RateComputed, RateHeld
 
 
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class MadeBy:
-    """What the mathematics of a table depends on: part of its structure, so that it is known under `jit` too."""
+    """What the mathematics of a table depends on.
+
+    It is the key of a dict in the table: part of its structure, which is known under `jit`, and of its paths, by which
+    a checkpoint stores it: what was saved by other betas has no such path.
+    """
 
     beta_1: float
     beta_2: float
@@ -28,7 +31,7 @@ class MadeBy:
 
     def __str__(self) -> str:
         decay = "some" if self.decays else "no"
-        return f"beta_1={self.beta_1:g}, beta_2={self.beta_2:g}, amsgrad={self.amsgrad} and {decay} weight decay"
+        return f"beta_1={self.beta_1}, beta_2={self.beta_2}, amsgrad={self.amsgrad} and {decay} weight decay"
 
 
 class _Fields(NamedTuple):
@@ -39,8 +42,7 @@ class _Fields(NamedTuple):
     last_visit: jax.Array  # shape=(rows,), dtype=int32: the steps that a row has taken.
     iterations: jax.Array  # shape=(), dtype=int32: the steps that the table has taken.
     learning_rate: jax.Array  # shape=(), dtype=float32: what the last step used; before the first, what it will use.
-    missed: Missed  # What the steps since each possible last visit add up to.
-    made_by: MadeBy  # No array: a part of the structure.
+    missed: dict[MadeBy, Missed]  # What the steps since each possible last visit add up to; one entry.
 
 
 class DeferredTable(RateHeld, _Fields):
@@ -94,11 +96,17 @@ def check_table(table: object, made_by: MadeBy) -> None:
             f"`table` must be what `init` gives. Received: {type(table).__name__}{keys}. If a checkpoint gave it, "
             "restore with what `init` gives as the template."
         )
-    if table.made_by != made_by:
+    if made_by not in table.missed:
         raise ValueError(
-            f"`table` must have been made with {made_by}. Received: one of {table.made_by}. "
+            f"`table` must have been made with {made_by}. Received: one of {made_by_of(table)}. "
             "Call `deferred_rows` with the arguments that the table was made with."
         )
+
+
+def made_by_of(table: DeferredTable) -> MadeBy:
+    """Return what a table was made by."""
+    (made_by,) = table.missed
+    return made_by
 
 
 def parts_of(table: DeferredTable) -> dict[str, DeferredTable]:
@@ -107,8 +115,7 @@ def parts_of(table: DeferredTable) -> dict[str, DeferredTable]:
         return {"": table}
 
     def part(name: str) -> DeferredTable:
-        at_name = lambda node: node[name] if isinstance(node, dict) else node  # noqa: E731
-        return jax.tree.map(at_name, table, is_leaf=lambda node: isinstance(node, dict))
+        return table._make((*(field and field[name] for field in table[:5]), *table[5:]))
 
     return {name: part(name) for name in table.values}
 

@@ -69,6 +69,23 @@ def test_a_training_that_comes_back_ends_as_one_left_alone(tmp_path, devices, we
     assert furthest(found, alone) <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("saved", "other", "stored"),
+    [
+        ({"beta_1": 0.8}, {"beta_1": 0.8 + 1e-9}, "beta_1=0.8,"),  # Rings of one size.
+        ({}, {"amsgrad": True}, "amsgrad=False"),
+        ({"weight_decay": 0.1}, {}, "some weight decay"),
+    ],
+)
+def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path, saved, other, stored):
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=ocp.args.StandardSave(ok.deferred_rows(**saved).init(jnp.ones((3, 2)))))
+        manager.wait_until_finished()
+        template = ok.deferred_rows(**other).init(jnp.zeros((3, 2)))
+        with pytest.raises(ValueError, match=rf"structures do not match:[\s\S]*missed.*{stored}"):
+            manager.restore(0, args=ocp.args.StandardRestore(template))
+
+
 def test_a_checkpoint_restored_without_a_template_is_refused(tmp_path):
     embeddings = build(None)
     with ocp.CheckpointManager(tmp_path) as manager:
