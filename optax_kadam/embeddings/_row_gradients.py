@@ -56,7 +56,7 @@ def value_and_row_grad(
       padding are zero.
 
     Raises:
-      ValueError: if `argnums` lacks 0, or the structures of tables and indices differ.
+      ValueError: if `argnums` lacks 0, if the structures of tables and indices differ, or a table has no rows.
       TypeError: if a table is no array of floating-point rows, or indices are not integers.
 
     Example:
@@ -118,6 +118,10 @@ def _as_table(leaf: Tree) -> jax.Array:
     if not isinstance(leaf, jax.Array) and hasattr(leaf, "__jax_array__"):
         leaf = leaf.__jax_array__()
     if isinstance(leaf, (jax.Array, np.ndarray)) and leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not len(leaf):
+            raise ValueError(
+                f"`table` must have at least one row. Received: shape {leaf.shape}. The first axis is that of the rows."
+            )
         return jnp.asarray(leaf)
     is_array = isinstance(leaf, (jax.Array, np.ndarray))
     received = f"{leaf.dtype.name}{list(leaf.shape)}" if is_array else type(leaf).__name__

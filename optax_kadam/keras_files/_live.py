@@ -13,7 +13,7 @@ Source: `keras/src/optimizers/{base_optimizer,adam,loss_scale_optimizer}.py` (Ke
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ def update_model(
     optimizer: Any = None,
     rename: Rename | None = None,
     non_trainable: object = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a training into a live Keras model, whose `fit` then goes on from it.
 
@@ -65,11 +66,12 @@ def update_model(
       rename: what Keras's paths are called in `params`: see `KerasTraining.restore`.
       non_trainable: a tree of variables that are not trained but change, such as moving statistics; None keeps those of
         the model.
+      tables: what `flush` of `deferred_rows` gives, by Keras's path, for the variables that are not among `params`.
 
     Raises:
       TypeError: if `model` is no Keras model, or a leaf is not an array.
       ValueError: if a variable is missing, left over, or of another shape or dtype; if the optimizer of the model keeps
-        other state, or none, or is another than Adam.
+        other state, or none, or is another than Adam; if a table was not flushed, or took other steps than `params`.
 
     Example:
       >>> import os
@@ -92,7 +94,7 @@ def update_model(
             "`model` must have an optimizer that was built. Received: an optimizer without slots. "
             "Train it for a step in Keras, or call `optimizer.build(model.trainable_variables)`."
         )
-    replaced = list(replacements(contents, params, opt_state, rename, non_trainable, "model"))
+    replaced = list(replacements(contents, params, opt_state, rename, non_trainable, "model", tables))
     for old, values in replaced:
         cast(_LiveArray, old).variable.assign(np.array(values))  # Keras on JAX would share the memory, and donate it.
 

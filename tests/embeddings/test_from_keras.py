@@ -24,11 +24,10 @@ TABLE = {
 K3 = FILES / "k3j/adam.keras"
 
 
-def without(training, path):
-    """Return the training of all other variables."""
-    arrays = ("variables", "mu", "nu", "nu_max")
-    kept = {name: getattr(training, name) for name in arrays if getattr(training, name) is not None}
-    return dataclasses.replace(training, **{n: {k: v for k, v in d.items() if k != path} for n, d in kept.items()})
+def rest_of(training, path, **options):
+    """Return the parameters and the state of all variables but the table's."""
+    structs = {p: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for p, mu in training.mu.items() if p != path}
+    return training.restore(structs, skip=[path], **options)
 
 
 def batches(rows, width):
@@ -60,14 +59,34 @@ def test_a_table_goes_on_as_the_dense_training_does(name):
     assert table.iterations == 40
 
 
+@pytest.mark.parametrize("run", ["tf_keras/amsgrad", "tf_keras/clipnorm", "legacy/amsgrad", "legacy/clipnorm"])
+def test_a_table_goes_on_as_the_recorded_keras_did(run):
+    """Keras went on from its file with the recorded gradients, which are dense: each row has one."""
+    folder = FILES.parent / "training" / run
+    training = ok.load_keras(folder / "saved_ckpt/ck")
+    with np.load(folder / "run.npz") as recorded:
+        (i, name), *_ = [pair for pair in enumerate(recorded["names"]) if "emb" in str(pair[1])]
+        gradients, wanted = recorded[f"grad/{i}"], recorded[f"weight40/{i}"]
+        moments = {"mu": recorded[f"m40/{i}"], "nu": recorded[f"v40/{i}"]}
+    path = next(path for path in training.mu if "emb" in path)
+    of, clip = ok.deferred_rows(amsgrad="amsgrad" in run), ok.clip_by_norm(0.5 if "clipnorm" in run else 1e9)
+    start = table = of.from_keras(training, path)
+    for gradient in gradients:
+        rows = ok.RowUpdates(np.arange(len(gradient)), gradient)
+        clipped, _ = clip.update({name: rows}, clip.init({name: table.values}), {name: table.values})
+        table = of.update(table, clipped[name])
+    movement = np.abs(wanted - start.values).max()
+    assert share(np.asarray(of.flush(table)[0]), wanted, movement) <= 3e-5
+    for slot, moment in moments.items():
+        np.testing.assert_allclose(getattr(table, slot), moment, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_a_table_returns_into_a_file_of_keras(name, tmp_path):
     path, template = TABLE[name], FILES / name
     training, of = ok.load_keras(template), ok.deferred_rows(0.01)
     table = of.from_keras(training, path)
-    rest = without(training, path)
-    like = {p: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for p, mu in rest.mu.items()}
-    params, state = rest.restore(like, tx=ok.kadam(0.01))
+    params, state = rest_of(training, path, tx=ok.kadam(0.01))
     for ids, gradients in batches(*table.values.shape):
         table = of.update(table, ids, gradients)
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -108,9 +127,8 @@ def test_a_table_goes_on_as_the_live_keras_does():
         model.train_on_batch(ids[i], targets[i])
     training = ok.KerasTraining.from_model(model)
     path = next(path for path in training.mu if "embeddings" in path)
-    rest, of = without(training, path), ok.deferred_rows()
-    table, tx = of.from_keras(training, path), rest.transformation()
-    params, state = rest.restore({p: jax.ShapeDtypeStruct(mu.shape, mu.dtype) for p, mu in rest.mu.items()}, tx=tx)
+    of, tx = ok.deferred_rows(), training.transformation()
+    table, (params, state) = of.from_keras(training, path), rest_of(training, path, tx=tx)
 
     def loss_of(rows, params, targets):
         kernel, bias = (params[f"net/out/{name}"] for name in ("kernel", "bias"))
@@ -129,6 +147,16 @@ def test_a_table_goes_on_as_the_live_keras_does():
     movement = np.abs(wanted - training.variables[path]).max()
     assert share(np.asarray(found), wanted, movement) <= 3e-5
     assert table.iterations == int(model.optimizer.iterations.value) == 40
+
+    # Back into the live model, which then goes on by itself.
+    ok.update_model(model, params, state, tables={path: of.flush(table)[1]})
+    again = ok.KerasTraining.from_model(model)
+    np.testing.assert_array_equal(again.variables[path], found)
+    np.testing.assert_array_equal(again.mu[path], of.flush(table)[1].mu)
+    with pytest.raises(ValueError, match="`tables` must be up to date"):
+        ok.update_model(model, params, state, tables={path: table._replace(last_visit=table.last_visit - 1)})
+    model.train_on_batch(ids[0], targets[0])
+    assert int(model.optimizer.iterations.value) == 41
 
 
 def test_several_tables_come_from_one_file_onto_a_mesh():

@@ -211,6 +211,7 @@ ROWS_ONLY = ok.value_and_row_grad(lambda rows: sum(x.sum() for x in jax.tree.lea
         (lambda: ROWS_ONLY(3.0, [0]), TypeError, "Received: float. Hand over"),
         (lambda: ROWS_ONLY(jnp.float32(3), [0]), TypeError, r"Received: float32\[\]"),
         (lambda: ROWS_ONLY(jnp.ones((2, 2), int), [0]), TypeError, r"Received: int32\[2, 2\]"),
+        (lambda: ROWS_ONLY(jnp.ones((0, 2)), [0]), ValueError, r"`table` must have at least one row. .*shape \(0, 2\)"),
         (lambda: ROWS_ONLY({"a": [1.0]}, {"a": [[0]]}), TypeError, "Received: float"),
         (
             lambda: ROWS_ONLY(ok.deferred_rows().init(np.ones((2, 2))), [0]),
