@@ -7,8 +7,9 @@
     updates, state = tx.update(gradients, state, params)
     params = optax.apply_updates(params, updates)
 
-`averaged_params` reads the average of `use_ema=True`; `dynamic_loss_scale` is Keras's `LossScaleOptimizer`;
-`schedules` has Keras's six; `zero1_shardings` divides the state over the data axis of a mesh.
+`except_names` is a mask for the weight decay; `averaged_params` reads the average of `use_ema=True`;
+`dynamic_loss_scale` is Keras's `LossScaleOptimizer`; `schedules` has Keras's six; `zero1_shardings` divides the state
+over the data axis of a mesh.
 
 **The parts**, for a chain of one's own: `scale_by_kadam`, `clip_by_value`, `clip_by_norm`, `clip_by_global_norm`.
 
@@ -30,6 +31,7 @@ from optax_kadam._hyperparameter import Hyperparameter as Hyperparameter
 from optax_kadam._hyperparameter import Schedule as Schedule
 from optax_kadam._kadam import kadam as kadam
 from optax_kadam._kadam import kadamw as kadamw
+from optax_kadam._masks import except_names as except_names
 from optax_kadam._zero1 import zero1_shardings as zero1_shardings
 from optax_kadam.config._config import from_config as from_config
 from optax_kadam.config._config import to_config as to_config

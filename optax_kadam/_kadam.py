@@ -84,7 +84,7 @@ def kadam(
         average starts (tf_keras: at the initial parameters), in epsilon (legacy: 0 means 1e-7), and in the arguments
         that they know at all.
       weight_decay_mask: a tree of bools, or a function from the parameters to one: False is not decayed. Keras's
-        `exclude_from_weight_decay`.
+        `exclude_from_weight_decay(var_names=[...])` is `except_names(...)`.
       decay: legacy only: the learning rate is divided by `1 + decay * iterations`, >= 0.
       adaptive_epsilon: tf_keras only: `epsilon * sqrt(1 - beta_2**t)` in the place of `epsilon`.
       mu_dtype: dtype in which the first moment is kept; None for the parameter's.
