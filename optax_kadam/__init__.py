@@ -9,7 +9,7 @@
 
 `except_names` is a mask for the weight decay; `averaged_params` reads the average of `use_ema=True`;
 `dynamic_loss_scale` is Keras's `LossScaleOptimizer`; `schedules` has Keras's six; `zero1_shardings` divides the state
-over the data axis of a mesh.
+over the data axis of a mesh, and `check_placed` raises where arrays lie otherwise.
 
 **The parts**, for a chain of one's own: `scale_by_kadam`, `clip_by_value`, `clip_by_norm`, `clip_by_global_norm`.
 
@@ -32,6 +32,7 @@ from optax_kadam._hyperparameter import Schedule as Schedule
 from optax_kadam._kadam import kadam as kadam
 from optax_kadam._kadam import kadamw as kadamw
 from optax_kadam._masks import except_names as except_names
+from optax_kadam._placed import check_placed as check_placed
 from optax_kadam._zero1 import zero1_shardings as zero1_shardings
 from optax_kadam.config._config import from_config as from_config
 from optax_kadam.config._config import to_config as to_config

@@ -19,7 +19,7 @@ FLOORS = (
     {"config"},
     {"_kadam", "embeddings"},
     {"stages"},
-    {"_gradients", "_hyperparameter", "_generations", "_masks", "_zero1", "schedules"},
+    {"_gradients", "_hyperparameter", "_generations", "_masks", "_zero1", "_placed", "schedules"},
     {"_schedule"},
     {"_xla", "_mesh", "_check", "_precision", "_call", "conversions"},
 )
