@@ -17,6 +17,7 @@ def zero1_shardings(
     axis_name: str = "data",
     *,
     indivisible: Literal["error", "replicate"] = "error",
+    memory_kind: str | None = None,
 ) -> optax.OptState:
     """Return shardings for the state of `tx` that divide its moments over the data axis: ZeRO-1.
 
@@ -32,6 +33,10 @@ def zero1_shardings(
     gradients, which the compiler may turn into a reduce-scatter, a step costs one all-gather for each parameter that is
     divided, of the bytes of the parameter. Adam's bits do not change.
 
+    With `memory_kind="pinned_host"` the moments are kept in the memory of the host, and a step fetches them: it begins
+    with `state = jax.device_put(state, zero1_shardings(tx, params, mesh))`, and the `out_shardings` of its `jit`, which
+    have the memory kind, send them back.
+
     Args:
       tx: any optax transformation.
       params: the parameters, or `jax.ShapeDtypeStruct`s of them. A `NamedSharding` of theirs on `mesh` is kept.
@@ -39,12 +44,15 @@ def zero1_shardings(
       axis_name: the axis of the mesh along which parameters are copies of each other.
       indivisible: what becomes of a leaf that has no such dimension, as a scalar: `"error"`, or `"replicate"` to leave
         it whole.
+      memory_kind: the memory in which what has the shape of a parameter is kept; all else stays in the default one,
+        which None means for everything.
 
     Returns:
       A tree like `tx.init(params)`, with a `NamedSharding` for each array.
 
     Raises:
-      ValueError: if the mesh has no such axis, a leaf cannot be divided, or `indivisible` is neither of the two.
+      ValueError: if the mesh has no such axis, its devices no such memory, a leaf cannot be divided, or `indivisible`
+        is neither of the two.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -67,20 +75,23 @@ def zero1_shardings(
         )
     if indivisible not in ("error", "replicate"):
         raise ValueError(f"`indivisible` must be 'error' or 'replicate'. Received: indivisible={indivisible!r}.")
+    _check_memory(mesh, memory_kind)
     size = mesh.shape[axis_name]
 
     def divided(path: tuple[object, ...], leaf: Tree) -> NamedSharding:
         shape, spec = np.shape(leaf), _spec_on(mesh, leaf)
         free = [i for i, names in enumerate(spec) if names is None and shape[i] % size == 0]
-        if free and axis_name not in jax.tree.leaves(tuple(spec)):
+        if axis_name in jax.tree.leaves(tuple(spec)):
+            pass  # The parameter is divided along the axis already, as for FSDP.
+        elif free:
             spec[free[0]] = axis_name  # The outermost: parts of an inner one do not lie together, and would be copied.
-        elif not free and indivisible == "error":
+        elif indivisible == "error":
             raise ValueError(
                 f"A leaf of `params` must have a dimension that is not divided yet and that the size of axis "
                 f"{axis_name!r}, {size}, divides. Received: shape={shape} at {jax.tree_util.keystr(path)!r}. Pass "
                 "indivisible='replicate' to leave such leaves whole."
             )
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, PartitionSpec(*spec), memory_kind=memory_kind)
 
     of_params = jax.tree.map_with_path(divided, params)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -92,6 +103,18 @@ def zero1_shardings(
         transform_non_params=lambda _: whole,
         is_leaf=_is_masked,
     )
+
+
+def _check_memory(mesh: Mesh, memory_kind: str | None) -> None:
+    """Raise if the devices have no such memory, or if JAX leaves it out of their shardings."""
+    must = "`memory_kind` must be a memory that the devices of the mesh can address."
+    received = f"Received: memory_kind={memory_kind!r}"
+    try:
+        kept = NamedSharding(mesh, PartitionSpec(), memory_kind=memory_kind).memory_kind
+    except ValueError as error:
+        raise ValueError(f"{must} {received}. {error}") from error
+    if memory_kind is not None and kept != memory_kind:  # JAX drops it for GPUs that are described, and not here.
+        raise ValueError(f"{must} {received}, of which these devices say nothing. Use a `jax.sharding.AbstractMesh`.")
 
 
 def _is_masked(node: object) -> bool:

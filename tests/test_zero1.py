@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 import optax_kadam as ok
-from benchmarks._hlo import collectives
+from benchmarks._hlo import aliased, collectives
 
 from .pods.meshes import LEAST, P, furthest, mesh_of, shardings_of, train, tree
 from .sparing import mostly_slow, quick_jit
@@ -98,6 +98,40 @@ def test_a_division_of_the_parameters_is_kept():
     assert optax.tree.get(ok.zero1_shardings(ok.kadam(), elsewhere, mesh), "mu").spec == P("data", None)
 
 
+def test_what_is_divided_along_the_axis_already_stays_so():
+    """As parameters of FSDP: such a leaf is no indivisible one, though none of its dimensions is free."""
+    mesh = mesh_of({"data": 8})
+    params = jax.device_put(trees()[0], shardings_of(mesh, {"in": P("data"), "out": P("data"), "bias": P("data")}))
+    found = ok.zero1_shardings(ok.kadam(), params, mesh)
+    mu = {name: sharding.spec for name, sharding in optax.tree.get(found, "mu").items()}
+    assert mu == {"in": P("data", None), "out": P("data", None), "bias": P("data")}
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", ["plain", "average", "global_clipnorm"])
+def test_moments_in_the_memory_of_the_host(name):
+    """What has the shape of a parameter is kept there, in place, and the bits are those of moments on the device."""
+    tx, mesh = TRANSFORMATIONS[name](), mesh_of({"data": 8})
+    whole = NamedSharding(mesh, P())
+    params, gradients = jax.device_put(trees(), whole)
+    on_device, in_host = (ok.zero1_shardings(tx, params, mesh, memory_kind=kind) for kind in (None, "pinned_host"))
+
+    def fetching(gradients, state, params):
+        return tx.update(gradients, jax.device_put(state, on_device), params)
+
+    fetched = optax.GradientTransformationExtraArgs(tx.init, fetching)
+    _, *expected, _ = train(tx, params, gradients, state_shardings=on_device, shardings=whole)
+    placed, params, state, text = train(
+        fetched, *jax.device_put(trees(), whole), state_shardings=in_host, shardings=whole
+    )
+    assert furthest((params, state), expected) == 0
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
+        assert leaf.sharding == sharding
+        assert sharding.memory_kind == ("pinned_host" if leaf.ndim else "device")
+    assert aliased(text) == len(jax.tree.leaves((params, state)))
+    assert all(leaf.sharding == whole for leaf in jax.tree.leaves(params))
+
+
 def test_models_of_flax_are_divided():
     mesh = mesh_of({"data": 8})
     params = nnx.state(nnx.Linear(16, 8, rngs=nnx.Rngs(0)), nnx.Param)
@@ -120,5 +154,9 @@ def test_bad_arguments_are_refused():
         ValueError, match="`indivisible` must be 'error' or 'replicate'. Received: indivisible='whole'."
     ):
         ok.zero1_shardings(tx, params, mesh, indivisible="whole")
+    with pytest.raises(
+        ValueError, match="memory that the devices of the mesh can address. Received: memory_kind='host'. .*pinned_host"
+    ):
+        ok.zero1_shardings(tx, params, mesh, memory_kind="host")
     specs = jax.tree.map(lambda s: s.spec, ok.zero1_shardings(tx, params, mesh, indivisible="replicate"))
     assert optax.tree.get(specs, "mu") == {"dense": {"kernel": P(None, None), "bias": P("data")}}
