@@ -23,7 +23,8 @@ Keras's betas have a window of 172 steps and 3 nodes, (0.9, 0.99) 5 nodes, (0.9,
 **The sums.** `S` depends on the row by `s` alone. So they are kept by step, not by row: `Missed` is a ring that has an
 entry for each of the last `history` steps `s`, and a step adds its alpha, weighted, to the `K` newest entries. Alpha is
 recorded as it is used, so any learning rate will do, one that is set by hand between steps too. An entry is overwritten
-after `history` steps; `_deferred` sees to it that no row stays away for so long.
+after `history` steps; `_deferred` sees to it that no row stays away for so long. So the longer the ring is, the fewer
+rows must be visited at a step; where one row a step is enough, a longer ring would save nothing, and there is none.
 
 With weight decay `x_t = weight_decay * lr_t`, the parameter is further multiplied by `1 - x_t` before each step. The
 product over an absence is the quotient of two running products; the ring keeps their logarithm, as the sum of two
@@ -41,7 +42,7 @@ import numpy as np
 _TOLERANCE = 1e-8  # Largest relative error of a sum by the nodes; half a unit in the last place of float32 is 6e-8.
 _MOST_NODES = 32  # A node is a division for every number that is read.
 _LONGEST_WINDOW = 2**15  # A step of the window is a few operations for every step, and a term of the float32 sums.
-_SHORTEST_HISTORY = 2**15
+_LONG_HISTORY = 2**15  # With it, one row in 16384 takes a step for no other reason.
 _LARGEST_SHARE = 1 - 2.0**-24  # Of a parameter that one step takes: the logarithm of what is left must be finite.
 _LARGEST_EXPONENT = 60.0  # By which an alpha is divided by what later steps leave: a float32 ends at 88.
 _NOTHING_LEFT = -20.0  # The logarithm of a share that is lost beside 1 in float32.
@@ -52,7 +53,7 @@ class Window(NamedTuple):
 
     nodes: np.ndarray  # rho_q, shape=(Q,), dtype=float32.
     weights: np.ndarray  # shape=(K, Q), dtype=float32: row j - 1 is that of term j.
-    history: int  # Entries of the ring, a power of two: more than the steps of any absence.
+    history: int  # Entries of the ring of a large table, a power of two: more than the steps of any absence.
     powers: tuple["Powers", "Powers"]  # Of beta_1 and beta_2.
 
 
@@ -74,6 +75,11 @@ class Missed(NamedTuple):
     # two parts; None without weight decay.
     log_decay: jax.Array | None
 
+    @property
+    def history(self) -> int:
+        """The entries of the ring."""
+        return self.sums.shape[0]
+
 
 def window_of(beta_1: float, beta_2: float, amsgrad: bool) -> Window:
     """Return the window of these betas, or raise where it would be too long, or have too many nodes."""
@@ -88,9 +94,13 @@ def window_of(beta_1: float, beta_2: float, amsgrad: bool) -> Window:
         ratio = beta_1 and (beta_1 / math.sqrt(beta_2) if beta_2 else math.inf)
         length = _window_length(ratio, why, beta_1=beta_1, beta_2=beta_2)
         nodes, weights = _interpolate(beta_1, beta_2, length)
-    history = max(_SHORTEST_HISTORY, 1 << (4 * length - 1).bit_length())
+    history = max(_LONG_HISTORY, _power_of_two(4 * length))
     powers = _powers_of(beta_1, history), _powers_of(beta_2, history)
     return Window(nodes.astype(np.float32), weights.astype(np.float32), history, powers)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def _window_length(ratio: float, why: str, **betas: float) -> int:
@@ -140,23 +150,24 @@ def _powers_of(beta: float, history: int) -> Powers:
     return Powers(low, high)
 
 
-def no_steps(window: Window, decays: bool) -> Missed:
-    """Return the ring before the first step."""
-    log_decay = jnp.zeros((window.history, 2), jnp.float32) if decays else None
-    return Missed(jnp.zeros((window.history, window.nodes.size), jnp.float32), log_decay)
+def no_steps(window: Window, decays: bool, rows: int) -> Missed:
+    """Return the ring before the first step: of two entries for each row, if that is less than a large table has."""
+    history = min(window.history, _power_of_two(max(4 * len(window.weights), 2 * rows)))
+    log_decay = jnp.zeros((history, 2), jnp.float32) if decays else None
+    return Missed(jnp.zeros((history, window.nodes.size), jnp.float32), log_decay)
 
 
 def record_step(
     window: Window, missed: Missed, iterations: jax.Array, alpha: jax.Array, decayed: jax.Array | None
 ) -> Missed:
     """Return the ring after the step that follows the first `iterations`, whose weight decay takes `decayed`."""
-    opened = (iterations + 1) % window.history
+    opened = (iterations + 1) % missed.history
     # This step is term j of the entry opened j steps ago. Before step K some entries do not exist yet; they are reset
     # when they are opened.
-    entries = (iterations - np.arange(len(window.weights), dtype=np.int32)) % window.history
+    entries = (iterations - np.arange(len(window.weights), dtype=np.int32)) % missed.history
     log_decay, factor = missed.log_decay, alpha
     if log_decay is not None and decayed is not None:
-        total = _add(log_decay[iterations % window.history], jnp.log1p(-jnp.minimum(decayed, _LARGEST_SHARE)))
+        total = _add(log_decay[iterations % missed.history], jnp.log1p(-jnp.minimum(decayed, _LARGEST_SHARE)))
         log_decay = log_decay.at[opened].set(total)
         exponents = jnp.minimum(-_difference(total, log_decay[entries]), _LARGEST_EXPONENT)
         factor = alpha * jnp.exp(exponents)[:, None]
@@ -204,15 +215,15 @@ def catch_up(
 
     mu, nu, nu_max = moments
     root = jnp.sqrt(nu if nu_max is None else nu_max)
-    entry = last_visit % window.history
+    entry = last_visit % missed.history
     sums = missed.sums[entry]
     change = -mu * sum(per_row(sums[..., q]) / (node * root + epsilon) for q, node in enumerate(window.nodes))
     if missed.log_decay is not None:
-        log = _difference(missed.log_decay[iterations % window.history], missed.log_decay[entry])
+        log = _difference(missed.log_decay[iterations % missed.history], missed.log_decay[entry])
         left = (values + change) * per_row(jnp.exp(log)) - values
         # Where the alphas are divided by next to nothing, `change` is large, and adding to it would cancel.
         change = jnp.where(per_row(log < _NOTHING_LEFT), left, change + (values + change) * per_row(jnp.expm1(log)))
     # The count at its end goes on through its last `history` values, so that a last visit may be the larger number.
-    steps = (iterations - last_visit) % window.history
+    steps = (iterations - last_visit) % missed.history
     beta_1_power, beta_2_power = (per_row(power(steps)) for power in window.powers)
     return change, Moments(mu * beta_1_power, nu * beta_2_power, nu_max)

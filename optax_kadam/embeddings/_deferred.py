@@ -3,7 +3,7 @@
 A step is taken by the rows that have a gradient; all others fall one step behind. Whoever needs a row, to read it or to
 give it a gradient, first gives it what it missed, in closed form (`_catch_up`). So that no row stays away for longer
 than the sums of missed steps reach back, a few rows in turn take each step whether or not they have a gradient, on a
-gradient of zero if need be: 1 in 16384, with most betas.
+gradient of zero if need be: 1 in 16384, with most betas, or one row alone.
 """
 
 import math
@@ -19,7 +19,7 @@ from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
 from optax_kadam._xla import zeros_like
 from optax_kadam.embeddings import _table
-from optax_kadam.embeddings._catch_up import Moments, Window, catch_up, no_steps, record_step, window_of
+from optax_kadam.embeddings._catch_up import Moments, catch_up, no_steps, record_step, window_of
 from optax_kadam.embeddings._from_keras import Training, table_from_keras
 from optax_kadam.embeddings._table import ComputedDeferredTable, DeferredTable, MadeBy, TableRows
 from optax_kadam.stages._adam import Scalars, adam_maximum, adam_moments, adam_step
@@ -99,12 +99,22 @@ def deferred_rows(
       It needs the memory of up to two tables more while it runs; where there is none, `read` rows part by part.
 
     The count of the steps never overflows: after 2**31 - 1 it goes on through its last 32768 values (or more, where the
-    betas fade slowly), and a schedule sees these.
+    betas fade slowly, or fewer, where the table is small), and a schedule sees these.
 
-    A row costs its values, its moments in float32, and 4 bytes. A table has besides a ring of the last 32768 steps, 384
-    KiB for Keras's betas and 640 with weight decay; `Embeddings` keep one for all tables. A checkpoint is
-    restored with what `init` gives as the template. It stores the ring under a name that tells the betas: into a table
-    of others it does not go.
+    A row costs its values, its moments in float32, and 4 bytes. A table has besides a ring of its last steps, which the
+    checkpoint holds too. It has an entry for each of 32768 steps if the table has more than 8192 rows, and about two to
+    four for each row of a smaller one, but no less than four times the steps that still matter to a row:
+
+        betas          steps that matter   bytes an entry   smallest ring   largest
+        (0.9, 0.999)                 172               12          12 KiB   384 KiB
+        (0.9, 0.99)                  180               20          20 KiB   640 KiB
+        (0.9, 0.95)                  227               48          48 KiB   1.5 MiB
+        (0.99, 0.999)               1888               24         192 KiB   768 KiB
+        amsgrad, 0.9                 172                4           4 KiB   128 KiB
+
+    With weight decay an entry has 8 bytes more. `Embeddings` keep one ring for all tables. A checkpoint is restored
+    with what `init` gives as the template. It stores the ring under a name that tells the betas: into a table of others
+    it does not go.
 
     To clip these gradients together with those of other parameters, hand them to `clip_by_global_norm` as `RowUpdates`,
     with `table.values` as the parameter, and what it returns to `update`. `Embeddings` do it for several tables.
@@ -168,7 +178,7 @@ def deferred_rows(
         mu, nu, nu_max = (zeros_like(values, jnp.float32) for _ in range(3))
         last_visit = zeros_like(jnp.sum(values, tuple(range(1, values.ndim))), jnp.int32)
         make = DeferredTable if owner.is_held else ComputedDeferredTable
-        missed = {made_by: no_steps(window, decays)}
+        missed = {made_by: no_steps(window, decays, values.shape[0])}
         iterations = jnp.zeros((), jnp.int32)
         return make(values, mu, nu, nu_max if amsgrad else None, last_visit, iterations, owner.first(), missed)
 
@@ -198,7 +208,7 @@ def deferred_rows(
     def step(table: DeferredTable, by_table: dict[str, tuple[jax.Array, jax.Array]]) -> DeferredTable:
         # Once for all tables: a callable that is asked again may answer otherwise.
         rate = owner.at(table.learning_rate, table.iterations)
-        iterations = next_count(table.iterations, window.history)
+        iterations = next_count(table.iterations, table.history)
         scalars = _scalars(beta_1, beta_2, epsilon_hat, rate, iterations)
         moved = {
             name: with_step(part, *by_table[name], rate, iterations, scalars)
@@ -218,7 +228,7 @@ def deferred_rows(
         scalars: Scalars,
     ) -> DeferredTable:
         indices = _table.in_range(table, indices)
-        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table, window))
+        indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table))
         rows = _table.rows_at(table, indices)
         change, moments = caught_up(table, rows)
         if decay is not None:
@@ -278,9 +288,9 @@ def _scalars(
     return Scalars(alpha, *(jnp.asarray(scalar, jnp.float32) for scalar in (1 - beta_1, 1 - beta_2, epsilon)))
 
 
-def _whose_turn(table: DeferredTable, window: Window) -> jax.Array:
+def _whose_turn(table: DeferredTable) -> jax.Array:
     """Return the rows that take this step whether or not they have a gradient: all have been after half a history."""
     rows = table.values.shape[0]
-    size = -(-2 * rows // window.history)
+    size = -(-2 * rows // table.history)
     turns = -(-rows // size)
     return table.iterations % turns * size + jnp.arange(size, dtype=jnp.int32)

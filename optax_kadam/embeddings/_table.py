@@ -50,6 +50,12 @@ class DeferredTable(RateHeld, _Fields):
 
     __slots__ = ()
 
+    @property
+    def history(self) -> int:
+        """The entries of the ring: more than the steps that any row may stay away."""
+        (missed,) = self.missed.values()
+        return missed.history
+
 
 class ComputedDeferredTable(RateComputed, DeferredTable):
     """The same, where the learning rate of each step is computed."""
@@ -121,8 +127,8 @@ def parts_of(table: DeferredTable) -> dict[str, DeferredTable]:
 
 
 def joined(parts: dict[str, DeferredTable]) -> DeferredTable:
-    """Return the state whose parts these are: what tables share is the same in all, and is taken from one of them."""
-    one = next(iter(parts.values()))
+    """Return the state whose parts these are. What tables share is the same in all, but for the ring of new ones."""
+    one = max(parts.values(), key=lambda part: part.history)
     if "" in parts:
         return one
     by_row: list[Tree] = [

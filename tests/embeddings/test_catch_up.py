@@ -1,5 +1,6 @@
 """The mathematics of deferred rows: a few nodes give the sum over any absence, and tables the powers of the betas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,6 +34,18 @@ def test_the_window_of_amsgrad_is_exact():
     np.testing.assert_array_equal(nodes, [1.0])
     np.testing.assert_array_equal(weights[:, 0], np.float32(0.9 ** np.arange(1.0, 173)))
     assert len(weights) == 172
+
+
+@pytest.mark.parametrize(
+    ("rows", "decays", "kibibytes"),
+    [(1, False, 12), (513, False, 24), (8192, False, 192), (10**7, False, 384), (10**7, True, 640)],
+)
+def test_a_small_table_has_a_short_ring(rows, decays, kibibytes):
+    """Two entries for each row are enough: then one row takes its turn at each step, and all within half a ring."""
+    window = _catch_up.window_of(0.9, 0.999, False)
+    missed = jax.eval_shape(lambda: _catch_up.no_steps(window, decays, rows))
+    assert sum(leaf.size * 4 for leaf in jax.tree.leaves(missed)) == kibibytes * 1024
+    assert missed.history >= min(2 * rows, 2**15) and missed.history >= 4 * len(window.weights)
 
 
 def test_powers_of_the_betas_are_those_of_float64():

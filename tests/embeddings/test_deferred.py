@@ -143,7 +143,7 @@ def test_what_is_read_is_the_dense_table_at_every_step(amsgrad, weight_decay):
 @pytest.mark.parametrize(("amsgrad", "weight_decay"), [(False, 0.5), pytest.param(True, None, marks=pytest.mark.slow)])
 def test_absences_longer_than_the_history_are_caught_up(monkeypatch, amsgrad, weight_decay):
     """Most rows have gradients early, and never again; the history, of 256 steps here, is overwritten eight times."""
-    monkeypatch.setattr(_catch_up, "_SHORTEST_HISTORY", 256)
+    monkeypatch.setattr(_catch_up, "_LONG_HISTORY", 256)
     assert _catch_up.window_of(0.5, 0.8, amsgrad).history == 256
     values, (indices, gradients) = zipf(2000, rows=700, touched=8)
     indices[60:] = 20 + indices[60:] % 40
@@ -161,6 +161,25 @@ def test_absences_longer_than_the_history_are_caught_up(monkeypatch, amsgrad, we
     assert (table.last_visit == 2000).all()
 
 
+@pytest.mark.parametrize("weight_decay", [None, 0.5])
+def test_a_short_ring_gives_the_bits_of_a_long_one(weight_decay):
+    """The ring of a small table is overwritten five times here, that of `Embeddings` with a large table never."""
+    values, (indices, gradients) = zipf(700, rows=60, touched=2)
+    indices[:30], indices[30:] = np.arange(60).reshape(30, 2), indices[30:] % 20
+    embeddings = ok.Embeddings(deferred_rows(0.01, 0.5, 0.8, weight_decay=weight_decay), {"a": "small", "b": "large"})
+    tables = embeddings.init({"small": values, "large": np.zeros((600, 1), np.float32)})
+    alone = embeddings.of.init(values)
+    assert (alone.missed.history, tables.missed.history) == (128, 2048)
+
+    def after(table):
+        table, _ = jax.lax.scan(lambda t, batch: (embeddings.of.update(t, *batch), None), table, (indices, gradients))
+        return embeddings.of.flush(table)[1]
+
+    short, long = (jax.jit(after)(table) for table in (alone, embeddings.table(tables, "small")))
+    jax.tree.map(np.testing.assert_array_equal, short[:6], long[:6])
+    assert (short.values != values).all()
+
+
 @pytest.mark.parametrize(
     ("amsgrad", "weight_decay", "x64"),
     mostly_slow(
@@ -170,7 +189,7 @@ def test_absences_longer_than_the_history_are_caught_up(monkeypatch, amsgrad, we
 )
 def test_nothing_accelerates_where_the_count_ends(monkeypatch, amsgrad, weight_decay, x64):
     """A table goes on around the largest count as around a smaller one, through two histories of 256 steps."""
-    monkeypatch.setattr(_catch_up, "_SHORTEST_HISTORY", 256)
+    monkeypatch.setattr(_catch_up, "_LONG_HISTORY", 256)
     table_of = deferred_rows(0.01, 0.5, 0.8, 1e-3, amsgrad, weight_decay=weight_decay)
     values, batches = zipf(370, rows=100, touched=2)
 
@@ -377,7 +396,7 @@ def test_a_row_costs_its_moments_and_four_bytes():
         leaf.size * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(jax.eval_shape(deferred_rows().init, jax.ShapeDtypeStruct((rows, 8), jnp.float32)))
     )
-    assert bytes_of(2000) - bytes_of(1000) == 1000 * (3 * 8 * 4 + 4)
+    assert bytes_of(11_000) - bytes_of(10_000) == 1000 * (3 * 8 * 4 + 4)
 
 
 def test_donating_the_table_leaves_the_callers_arrays():
