@@ -1,4 +1,4 @@
-"""`train.py` run in processes of its own, and comparisons of the states that they leave."""
+"""`train.py` and `train_tables.py` run in processes of their own, and comparisons of the states that they leave."""
 
 import contextlib
 import os
@@ -12,25 +12,32 @@ import threading
 
 import numpy as np
 
-PROGRAM = pathlib.Path(__file__).with_name("train.py")
+ROOT = pathlib.Path(__file__).parents[2]
 STRICT = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
 
 # On other devices the same gradients are added up in another order, and Adam divides a small number by a small one.
 # After 12 steps of at most 0.03, on meshes 1x1, 1x2, 1x8, 4x2 and 8x1 with 8 seeds, the largest distance from 2x4 was
-# 1.9e-6 in a parameter or its average, and 1.5e-6 of the largest element in a moment. Nothing else differed.
+# 1.9e-6 in a parameter or its average, and 1.5e-6 of the largest element in a moment. Nothing else differed. With
+# tables and 3 seeds it was 1.7e-6 in a row, 5e-7 in a moment, and nothing in the ring or the last visits.
 BOUND = 1e-5
 
 
 class Run:
-    """A process of `train.py`."""
+    """A process of `train.py`, or of another program beside it."""
 
-    def __init__(self, directory, write, mesh="2x4", *more):
+    def __init__(self, directory, write, mesh="2x4", *more, program="train"):
         self.write, self.log, self.made = write, write.with_suffix(".log"), []
-        command = [sys.executable, PROGRAM, "--checkpoints", directory, "--write", write, "--mesh", mesh, *more]
+        module = ["-m", f"tests.pods.{program}"]
+        command = [sys.executable, *module, "--checkpoints", directory, "--write", write, "--mesh", mesh, *more]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(word) for word in command], env=clean | STRICT, stdout=subprocess.PIPE, stderr=log, text=True
+                [str(word) for word in command],
+                env=clean | STRICT,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
             )
 
     def steps(self):
@@ -111,7 +118,7 @@ def assert_near(actual, expected):
     assert actual.keys() == expected.keys()
     for name, want in expected.items():
         scale = 0
-        if name.startswith("0.") or ".average." in name:
+        if name.startswith("0.") or ".average." in name or ".values." in name:
             scale = 1
         elif any(f".{moment}." in name for moment in ("mu", "nu", "nu_max")):
             scale = abs(want).max()

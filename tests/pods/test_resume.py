@@ -42,6 +42,28 @@ def test_a_training_killed_twice_ends_like_one_left_alone(tmp_path):
             assert min(run.made[0] for run in runs) > 4  # Otherwise they did not come back from a checkpoint.
 
 
+@pytest.mark.slow  # It starts four processes.
+def test_tables_killed_mid_training_end_like_those_left_alone(tmp_path):
+    """On the same mesh with the same bits: rows, moments, last visits and the ring of what rows have yet to make up."""
+    directory, program = tmp_path / "killed", {"program": "train_tables"}
+    with running(Run(tmp_path / "alone", tmp_path / "alone.npz", **program)) as alone:
+        with running(Run(directory, tmp_path / "killed.npz", **program)) as run:
+            run.reaches(6)
+            run.kill()
+        shapes = ("2x4", "1x2")
+        copies = [shutil.copytree(directory, tmp_path / shape) for shape in shapes]
+        runs = [
+            Run(copy, copy.with_suffix(".npz"), shape, **program) for copy, shape in zip(copies, shapes, strict=True)
+        ]
+        with running(*runs) as (same, other):
+            wanted = alone.state()
+            assert_same(same.state(), wanted)
+            assert_near(other.state(), wanted)
+            assert 1 < min(run.made[0] for run in runs) <= 8  # They came back from a checkpoint, and trained on.
+    visits = wanted["2.last_visit.users"]
+    assert (visits < 6).any() and (visits > 6).any()  # Some rows have not been visited since the kill.
+
+
 @pytest.mark.slow
 def test_a_training_that_comes_back_ends_like_one_left_alone(tmp_path):
     mesh = mesh_of("1x1")

@@ -92,6 +92,20 @@ def train(directory, mesh, steps, width=64, seed=0):
         optimizer.update(model, gradients)
         return nnx.state((model, optimizer))
 
+    def next_state(state, step):
+        return train_step(state, *(place(array, rows) for array in batch(step, seed)))
+
+    begin = jax.jit(lambda: initial(width, seed)[1], out_shardings=shardings)
+    return go_on(directory, steps, abstract, begin, next_state)
+
+
+def place(array, sharding):
+    """Put an array that every process has on the devices of all of them."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def go_on(directory, steps, abstract, begin, next_state):
+    """Return the state after `steps`, from the latest checkpoint on, or from what `begin()` gives."""
     options, handler = ocp.CheckpointManagerOptions(max_to_keep=2), ocp.StandardCheckpointHandler()
     with ocp.CheckpointManager(directory, options=options, item_handlers=handler) as manager:
         done = manager.latest_step() or 0
@@ -99,10 +113,9 @@ def train(directory, mesh, steps, width=64, seed=0):
             check_fits(manager.item_metadata(done).tree, abstract)
             state = manager.restore(done, args=ocp.args.StandardRestore(abstract))
         else:
-            state = jax.jit(lambda: initial(width, seed)[1], out_shardings=shardings)()
+            state = begin()
         for step in range(done, steps):
-            x, y = (jax.make_array_from_callback(a.shape, rows, a.__getitem__) for a in batch(step, seed))
-            state = train_step(state, x, y)
+            state = next_state(state, step)
             manager.save(step + 1, args=ocp.args.StandardSave(state))  # It has copied the state, which may be donated.
             print(f"step {step + 1}", flush=True)
     return state
@@ -126,7 +139,7 @@ def local(state):
     return arrays
 
 
-def main():
+def main(train=train):
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoints", type=pathlib.Path, required=True)
     parser.add_argument("--write", type=pathlib.Path, required=True)
