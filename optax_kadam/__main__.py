@@ -1,4 +1,4 @@
-"""The command line: `python -m optax_kadam {demo,inspect,convert,order}`."""
+"""The command line: `python -m optax_kadam {demo,inspect,convert,order,compare}`."""
 
 import argparse
 import contextlib
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_order(
         commands.add_parser("order", help="write in which order an optimizer keeps its variables, where Keras is")
     )
+    _add_compare(commands.add_parser("compare", help="say whether two trainings are the same, and where they differ"))
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 
@@ -126,6 +127,10 @@ def _run_inspect(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 
     with _refusing(parser):
         text = _inspect.describe(arguments.file, _hints(arguments))
+    _print(text)
+
+
+def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:  # `| head` closes the pipe; without this, Python complains again when it exits.
@@ -141,24 +146,26 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _RESTORING
     _add_file(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint, which must not exist")
-    parser.add_argument(
-        "--rename",
-        type=_renaming,
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KERAS=HERE",
-        help="what a part of Keras's paths is called in the checkpoint, as m/d1=Dense_0",
-    )
+    _add_rename(parser, "what a part of Keras's paths is called in the checkpoint, as m/d1=Dense_0")
     parser.set_defaults(run=lambda arguments: _run_convert(parser, arguments))
 
 
+def _add_rename(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "--rename", type=_renaming, action="extend", nargs="+", default=[], metavar="KERAS=HERE", help=meaning
+    )
+
+
+def _rename(parser: argparse.ArgumentParser, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the pairs of `--rename` as a dict."""
+    parts = [part for part, _ in pairs]
+    if repeated := [part for part in parts if parts.count(part) > 1]:
+        parser.error(f"argument --rename: must name each part of Keras's paths once. Received: {repeated[0]!r} twice.")
+    return dict(pairs)
+
+
 def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    rename = dict(arguments.rename)
-    if len(rename) < len(arguments.rename):
-        parts = [part for part, _ in arguments.rename]
-        repeated = next(part for part in parts if parts.count(part) > 1)
-        parser.error(f"argument --rename: must name each part of Keras's paths once. Received: {repeated!r} twice.")
+    rename = _rename(parser, arguments.rename)
     try:
         from optax_kadam.commands import _convert
     except ImportError as error:
@@ -192,6 +199,46 @@ def _run_order(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
     with _refusing(parser):
         summary = _order.write_order(arguments.file, out, arguments.keras, arguments.modules)
     print(summary)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compare two trainings: files that Keras saved, or Orbax checkpoints of {'params', 'opt_state'}. The exit "
+        "status is 0 if they are equal, or within the bounds that are given, 1 if not, and 2 if they are no trainings."
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="a training")
+    parser.add_argument("b", type=Path, metavar="B", help="another")
+    _add_rename(parser, "what a part of Keras's paths is called in the checkpoint, as m/d1=Dense_0")
+    parser.add_argument(
+        "--skip", nargs="+", action="extend", default=[], metavar="NAME", help="path, slot or number to leave out"
+    )
+    parser.add_argument("--start", type=Path, metavar="PATH", help="training that both began with, for the shares")
+    _add_bounds(parser)
+    parser.set_defaults(run=lambda arguments: _run_compare(parser, arguments))
+
+
+def _run_compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from optax_kadam.keras_files._compare import compare
+
+    rename = _rename(parser, arguments.rename)
+    with _refusing(parser):
+        found = compare(arguments.a, arguments.b, rename=rename or None, skip=arguments.skip, start=arguments.start)
+    _print(str(found))
+    bounds = {name: bound for name in ("ulp", "share") if (bound := getattr(arguments, name)) is not None}
+    sys.exit(0 if found.within(**bounds or {"ulp": 0}) else 1)
+
+
+def _add_bounds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ulp", type=_bound, metavar="N", help="largest distance in units in the last place")
+    parser.add_argument("--share", type=_bound, metavar="X", help="largest distance as a share, as 1e-6")
+
+
+def _bound(text: str) -> float:
+    """Return the number >= 0 that `text` is."""
+    with contextlib.suppress(ValueError):
+        if (bound := float(text)) >= 0:
+            return bound
+    raise argparse.ArgumentTypeError(f"must be a number >= 0. Received: {text!r}.")
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:

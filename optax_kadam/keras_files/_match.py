@@ -33,7 +33,7 @@ def match_leaves(
       ValueError: if a leaf or a variable has no counterpart, or more than one; or if a conversion cannot be undone.
       TypeError: if `rename` or `skip` is of another kind.
     """
-    _check_skip(skip)
+    check_skip(skip)
     check_rename(rename, shapes)
     leaves = leaves_of(tree)
     if is_flat(tree):
@@ -47,14 +47,35 @@ def match_leaves(
         return [Origin(path) for path in list(shapes)[: len(leaves)]]
     matching = _Matching(leaves, shapes, rename, required, skip)
     if matching.problems:
-        proposal, undecided = matching.proposal()
-        raise ValueError(
-            "The leaves must be Keras's variables, and among them all trainable ones, one for one. "
-            f"Received: {'; '.join(matching.problems)}; {len(matching.leaves)} leaves for {len(shapes)} variables. "
-            f"Say what Keras's paths are called here with `rename`{_shown(proposal, undecided)}."
+        raise _unmatched(
+            matching, "The leaves must be Keras's variables, and among them all trainable ones, one for one."
         )
     origins = matching.origins()
     return [origins.get(leaf_path(path)) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def match_some(
+    leaves: Mapping[str, LeafShape], shapes: Mapping[str, Shape], rename: Rename | None, at_least: int = 1
+) -> dict[str, Origin]:
+    """Return the origins of the leaves that are variables of Keras's, by path; the others are left out.
+
+    Args:
+      leaves: what is known of the leaves, by path.
+      shapes: the shapes of Keras's variables by path.
+      rename: what Keras's paths are called among `leaves`: see `match_leaves`.
+      at_least: how many leaves must be a variable.
+
+    Raises:
+      ValueError: if too few leaves are a variable, a leaf could be several, a variable is held several times or in
+        part, or it is not known how.
+      TypeError: if `rename` is of another kind.
+    """
+    check_rename(rename, shapes)
+    matching = _Matching(leaves, shapes, rename, ())
+    doubtful = matching.problems[1:] if None in matching.candidates.values() else matching.problems
+    if doubtful or sum(map(bool, matching.candidates.values())) < at_least:
+        raise _unmatched(matching, "The variables must be leaves, each once.")
+    return matching.origins()
 
 
 def suggest(tree: object, shapes: Mapping[str, Shape], required: Sequence[str]) -> dict[str, str]:
@@ -78,6 +99,14 @@ def suggest(tree: object, shapes: Mapping[str, Shape], required: Sequence[str]) 
     except ValueError as error:
         raise ValueError(f"{error} The rest is rename={proposal}.") from None
     return proposal
+
+
+def _unmatched(matching: "_Matching", must: str) -> ValueError:
+    counts = f"{len(matching.leaves)} leaves for {len(matching.shapes)} variables"
+    return ValueError(
+        f"{must} Received: {'; '.join(matching.problems)}; {counts}. "
+        f"Say what Keras's paths are called here with `rename`{_shown(*matching.proposal())}."
+    )
 
 
 def _shown(proposal: Mapping[str, str], undecided: Mapping[str, Sequence[str]]) -> str:
@@ -176,9 +205,9 @@ def _skipped(
     """Return the leaves and the variables that `skip` names."""
     kept, unwanted = set(), set()
     for part in skip:
-        named = {path for path in leaves if _starts(path, part)}
-        variables = {c.variable for name, listed in known.items() for c in listed if _starts(name, part)}
-        variables |= {c.variable for listed in known.values() for c in listed if _starts(c.variable, part)}
+        named = {path for path in leaves if starts_with(path, part)}
+        variables = {c.variable for name, listed in known.items() for c in listed if starts_with(name, part)}
+        variables |= {c.variable for listed in known.values() for c in listed if starts_with(c.variable, part)}
         if not named and not variables:
             raise ValueError(
                 f"`skip` must name leaves or Keras's variables, by their paths or how these begin. Received: {part!r}. "
@@ -188,11 +217,13 @@ def _skipped(
     return kept, unwanted
 
 
-def _starts(path: str, part: str) -> bool:
+def starts_with(path: str, part: str) -> bool:
+    """Return whether `part` is a path or its beginning."""
     return f"{path.removesuffix(':0')}/".startswith(f"{part.removesuffix(':0').strip('/')}/")
 
 
-def _check_skip(skip: object) -> None:
+def check_skip(skip: object) -> None:
+    """Raise if `skip` is no list of paths."""
     if isinstance(skip, str) or not isinstance(skip, Sequence) or not all(isinstance(part, str) for part in skip):
         raise TypeError(f"`skip` must be a list of paths. Received: skip={skip!r}. Hand over a list of strings.")
 

@@ -17,7 +17,7 @@ from optax_kadam.keras_files._rename import Rename
 Arrays = Mapping[str, np.ndarray]
 Tree = TypeVar("Tree")
 SLOTS = ("mu", "nu", "nu_max", "average", "accumulator")
-_COUNTS = ("count", "gradient_step")  # What optax calls the number of steps.
+COUNTS = ("count", "gradient_step")  # What optax calls the number of steps.
 _LARGEST_COUNT = 2**31 - 1  # The step count of `kadam` goes no further.
 
 
@@ -114,7 +114,7 @@ def _number(path: Sequence[object], initial: jax.Array, scalars: Mapping[str, fl
     The counts of optax stand for the number of steps too.
     """
     name = str(getattr(path[-1], "name", "")) if path else ""
-    name = "iterations" if name in _COUNTS else name
+    name = "iterations" if name in COUNTS else name
     if name not in scalars:
         return initial
     value = min(scalars[name], _LARGEST_COUNT) if name == "iterations" else scalars[name]

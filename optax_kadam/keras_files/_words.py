@@ -30,7 +30,7 @@ _VARIABLES = {
     "moving_variance": "var",
 }
 _LAYERS = {"attention_output": "out"}
-_WEIGHTS = ("embeddings", "gamma", "kernel", "scale")  # Equinox calls each of them `weight`.
+_WEIGHTS = ("embedding", "embeddings", "gamma", "kernel", "scale")  # Equinox calls each of them `weight`.
 _HINTS = {
     "transposed": re.compile(r"transpos|deconv|(?<![a-z])up", re.IGNORECASE),
     "depthwise": re.compile(r"depthwise|dw", re.IGNORECASE),
