@@ -148,7 +148,7 @@ class Embeddings:
             or past the end is padding, and reads as zeros.
 
         Returns:
-          By feature: shape=(*ids.shape, *row_shape), in the dtype of the table.
+          By feature: `shape=(*ids.shape, *row_shape)`, in the dtype of the table.
         """
         self._check_names("ids", ids, self.features)
         parts = parts_of(self._checked(tables))
