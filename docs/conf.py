@@ -33,7 +33,7 @@ html_theme = "furo"
 html_title = "optax_kadam"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
-pygments_style, pygments_dark_style = "friendly", "native"
+html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
@@ -99,8 +99,12 @@ def public(role: str, rawtext: str, text: str, *_: Any) -> tuple[list[nodes.Node
     return [linked(nodes.literal(rawtext, text, classes=["py", "py-obj"]), text)], []
 
 
-def link_names(app: Sphinx, doctree: nodes.document) -> None:
-    """Link the public names that a Markdown page writes as code with `ok.` in front."""
+def tidy(app: Sphinx, doctree: nodes.document) -> None:
+    """Link public names that stand with `ok.` in code, and drop the blank line that a doctest needs at its end."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.rawsource == block.astext() != block.astext().rstrip():
+            block.rawsource = block.astext().rstrip()
+            block.children = [nodes.Text(block.rawsource)]
     for code in list(doctree.findall(nodes.literal)):
         if code.astext().startswith("ok.") and not isinstance(code.parent, nodes.reference | addnodes.pending_xref):
             code.replace_self(linked(code.deepcopy(), code.astext()))
@@ -153,6 +157,6 @@ def signature_of(
 def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.add_role("public", public)
-    app.connect("doctree-read", link_names)
+    app.connect("doctree-read", tidy)
     app.connect("autodoc-process-docstring", with_blocks, priority=400)  # Before napoleon.
     app.connect("autodoc-process-signature", signature_of)
