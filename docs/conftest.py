@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-collect_ignore = ["conf.py"]  # Sphinx's.
+collect_ignore = ["conf.py", "port_a_transformer.py"]  # Sphinx's, and a program that tests/test_docs.py runs.
 
 
 @pytest.fixture(autouse=True)
