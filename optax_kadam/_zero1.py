@@ -33,9 +33,11 @@ def zero1_shardings(
     gradients, which the compiler may turn into a reduce-scatter, a step costs one all-gather for each parameter that is
     divided, of the bytes of the parameter. Adam's bits do not change.
 
-    With `memory_kind="pinned_host"` the moments are kept in the memory of the host, and a step fetches them: it begins
-    with `state = jax.device_put(state, zero1_shardings(tx, params, mesh))`, and the `out_shardings` of its `jit`, which
-    have the memory kind, send them back.
+    With `memory_kind="pinned_host"` the moments are kept in the memory of the host. A step fetches them, and its
+    `out_shardings` send them back. Streamed group by group, as docs/recipes/zero1.md shows, a step on a GPU needs half
+    the memory; all at once it needs no less:
+
+        state = jax.device_put(state, zero1_shardings(tx, params, mesh, memory_kind="device"))  # Inside of the step.
 
     Args:
       tx: any optax transformation.

@@ -141,6 +141,41 @@ def test_models_of_flax_are_divided():
         assert all(leaf.sharding.spec[:1] == (("data",) if leaf.ndim else ()) for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.compiler
+def test_nnx_jit_keeps_what_its_in_shardings_say_and_divides_the_parameters_without():
+    """The recipe of docs/recipes/zero1.md: `in_shardings` of `nnx.jit` holds for what comes out of it, too."""
+    mesh, tx = mesh_of({"data": 8}), ok.kadamw(0.01, amsgrad=True)
+    whole = NamedSharding(mesh, P())
+    x = jax.device_put(
+        np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32), NamedSharding(mesh, P("data"))
+    )
+
+    def train(model, optimizer, x):
+        loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(x) - 1.0) ** 2))(model)
+        optimizer.update(model, gradients)
+        return loss
+
+    def trained(divide, told):
+        model = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+        nnx.update(model, jax.device_put(nnx.state(model), whole))
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        shardings = nnx.as_pure(ok.zero1_shardings(tx, nnx.state(model, nnx.Param), mesh)) if divide else whole
+        nnx.update(optimizer.opt_state, nnx.state(jax.device_put(nnx.as_pure(optimizer.opt_state), shardings)))
+        optimizer.step[...] = jax.device_put(optimizer.step[...], whole)
+        placed = nnx.StateSharding(jax.tree.map(lambda leaf: leaf.sharding, nnx.state(optimizer)))
+        step = nnx.jit(train, in_shardings=(whole, placed, None), donate_argnums=(0, 1)) if told else nnx.jit(train)
+        for _ in range(3):
+            step(model, optimizer, x)
+        ok.check_placed(nnx.as_pure(optimizer.opt_state), shardings)
+        return nnx.state(model, nnx.Param)
+
+    found, expected = trained(True, True), trained(False, True)
+    ok.check_placed(found, whole)
+    assert furthest(found, expected) <= LEAST
+    with pytest.raises(ValueError, match=r"2 of 2 otherwise: P\('data',\) in 'device' instead of P\(\) in 'device' at"):
+        ok.check_placed(trained(True, False), whole)
+
+
 def test_bad_arguments_are_refused():
     tx, params, mesh = ok.kadam(), {"dense": {"kernel": jnp.ones((3, 6)), "bias": jnp.ones(8)}}, mesh_of({"data": 8})
     with pytest.raises(ValueError, match="must be an axis of the mesh, which has 'data'. Received: axis_name='batch'."):
