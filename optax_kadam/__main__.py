@@ -1,19 +1,21 @@
-"""The command line: `python -m optax_kadam {demo,inspect,convert,order,compare}`."""
+"""The command line: `kadam {demo,inspect,convert,order,compare}`, or `python -m optax_kadam`."""
 
 import argparse
 import contextlib
 import inspect
-import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
+from optax_kadam import __version__
 from optax_kadam._kadam import kadam
-from optax_kadam.config._parse import parse
+from optax_kadam.commands._arguments import bound, config_file, integer, renaming, writable_png
+from optax_kadam.commands._recipe import RECIPE
 from optax_kadam.keras_files._contents import Hints
 from optax_kadam.keras_files._open import hints_of
 
@@ -22,40 +24,21 @@ _HYPERPARAMETERS = {
     "learning_rate": "size of a step",
     "beta_1": "decay of the first moment",
     "beta_2": "decay of the second moment",
-    "epsilon": "what Keras adds to the raw root; 1e-3 makes the difference to optax plain",
+    "epsilon": "what Keras adds to the root of the raw second moment",
     "amsgrad": "divide by the running maximum of the second moment",
     "weight_decay": "decoupled weight decay per unit of learning rate",
     "clipnorm": "largest norm of each gradient",
     "clipvalue": "largest absolute value of an element of a gradient",
     "global_clipnorm": "largest norm of all gradients together",
 }
-_RESTORING = """\
-To restore it, for a model whose modules are called as Keras's layers (otherwise use --rename):
-
-  import orbax.checkpoint as ocp, optax_kadam as ok
-  checkpointer = ocp.StandardCheckpointer()
-  tx = ok.from_config(checkpointer.metadata(OUT).custom_metadata["optimizer"])
-  target = {"params": params, "opt_state": tx.init(params), "non_trainable": batch_stats}
-  restored = checkpointer.restore(OUT, target)
-
-OUT is an absolute path. With Flax Linen, params is variables["params"] and batch_stats is
-variables["batch_stats"], or {} where the model has none. With Flax NNX they are
-nnx.to_pure_dict(nnx.state(model, nnx.Param)) and nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)); afterwards:
-
-  nnx.update(model, restored["params"])
-  nnx.update(model, restored["non_trainable"])
-  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-  leaves = jax.tree.leaves(restored["opt_state"])
-  optimizer.opt_state = jax.tree.unflatten(jax.tree.structure(optimizer.opt_state), leaves)
-
-What Keras did not train is in non_trainable, frozen layers too. If FILE holds no optimizer configuration and
---config gives none, build tx with the arguments of Keras's optimizer.
-"""
 _IMAGES = 1797  # scikit-learn's digits are so many: a larger batch cannot be filled.
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser whose texts are printed as they are written, and whose errors are one line, without the usage."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
 
     def error(self, message: str) -> NoReturn:
         """Print `message`, and leave with exit code 2."""
@@ -64,21 +47,38 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that is named by `argv`, or by the command line if `argv` is None."""
-    parser = _Parser(prog="python -m optax_kadam", description="Keras's Adam for JAX, exact to the bit.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    _add_demo(commands.add_parser("demo", help="train a digits classifier with Keras, kadam and optax, and compare"))
-    _add_inspect(commands.add_parser("inspect", help="show what a file that Keras saved holds"))
-    _add_convert(commands.add_parser("convert", help="write a training that Keras saved as an Orbax checkpoint"))
-    _add_order(
-        commands.add_parser("order", help="write in which order an optimizer keeps its variables, where Keras is")
-    )
-    _add_compare(commands.add_parser("compare", help="say whether two trainings are the same, and where they differ"))
+    parser = _parser()
     arguments = parser.parse_args(argv)
+    if "run" not in arguments:
+        parser.exit(2, parser.format_help())
     arguments.run(arguments)
 
 
+def _parser() -> _Parser:
+    """Return the parser of the whole command line. Its program's name is the one under which it runs."""
+    parser = _Parser(
+        prog="kadam" if Path(sys.argv[0]).stem == "kadam" else "python -m optax_kadam",
+        description="Keras's Adam for JAX, exact to the bit, and the files that Keras saves.",
+        epilog="`kadam COMMAND --help` explains a command, with an example.",
+        add_help=False,  # It is in the group below, so that the commands stand first.
+    )
+    commands = parser.add_subparsers(title="commands", metavar="command")
+    for name, (summary, add_arguments) in _COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=summary))
+    options = parser.add_argument_group("options")
+    options.add_argument("-h", "--help", action="help", help="show this help")
+    options.add_argument("--version", action="version", version=f"optax_kadam {__version__}", help="show the version")
+    return parser
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train a digits classifier with Keras, kadam and optax.adam, from one start on one stream."
+    parser.description = (
+        "Train a digits classifier three times, from the same weights on the same\n"
+        "batches: with Keras's Adam, with kadam, and with what optax has for the same\n"
+        "arguments. Print how far the weights are from Keras's, and the losses, and draw\n"
+        "both."
+    )
+    parser.epilog = "example:\n  kadam demo --amsgrad --epsilon 1e-3 --out epsilon.png"
     for name, meaning in _HYPERPARAMETERS.items():
         flag, default = f"--{name.replace('_', '-')}", inspect.signature(kadam).parameters[name].default
         if default is False:
@@ -91,11 +91,11 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         ("--batch-size", 32, 1, _IMAGES, "images to a step"),
         ("--seed", 0, 0, None, "seed of the initial weights and of the shuffling"),
     ):
-        kind, shown = _integer(low, high), f"{meaning} (default: {default})"
+        kind, shown = integer(low, high), f"{meaning} (default: {default})"
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=shown)
     parser.add_argument(
         "--out",
-        type=_writable_png,
+        type=writable_png,
         default="kadam_demo.png",
         metavar="PNG",
         help="path of the plot (default: %(default)s)",
@@ -117,7 +117,11 @@ def _run_demo(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Show the optimizer, and the variables with the norms (in float64) of weights and moments."
+    parser.description = (
+        "Show the optimizer, its settings and its step count, and of each variable the\n"
+        "shape and the norms of its weights and moments."
+    )
+    parser.epilog = "example:\n  kadam inspect model.keras"
     _add_file(parser)
     parser.set_defaults(run=lambda arguments: _run_inspect(parser, arguments))
 
@@ -126,7 +130,7 @@ def _run_inspect(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     from optax_kadam.commands import _inspect
 
     with _refusing(parser):
-        text = _inspect.describe(arguments.file, _hints(arguments))
+        text = _inspect.describe(arguments.file, _hints(arguments), shutil.get_terminal_size().columns)
     _print(text)
 
 
@@ -138,12 +142,12 @@ def _print(text: str) -> None:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Write an Orbax checkpoint of {'params', 'opt_state', 'non_trainable'}: nested dicts under Keras's paths,\n"
-        "without the model's name, in Flax's words (embedding, scale, bias, mean, var)."
+        "Write an Orbax checkpoint of params, opt_state and non_trainable: nested dicts\n"
+        "under Keras's paths, without the model's name, in Flax's words (embedding,\n"
+        "scale, bias, mean, var)."
     )
-    parser.epilog = _RESTORING
+    parser.epilog = f"example:\n  kadam convert model.keras checkpoint --rename m/d1=Dense_0\n\n{RECIPE}"
     _add_file(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint, which must not exist")
     _add_rename(parser, "what a part of Keras's paths is called in the checkpoint, as m/d1=Dense_0")
@@ -152,7 +156,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 def _add_rename(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument(
-        "--rename", type=_renaming, action="extend", nargs="+", default=[], metavar="KERAS=HERE", help=meaning
+        "--rename", type=renaming, action="extend", nargs="+", default=[], metavar="KERAS=HERE", help=meaning
     )
 
 
@@ -178,8 +182,13 @@ def _run_convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 
 def _add_order(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Load a model in Keras, and write the order in which its optimizer keeps the variables: for a file that "
-        "inspect and convert refuse because its order does not follow, on a machine without Keras."
+        "Load a model in Keras, and write the order in which its optimizer keeps the\n"
+        "variables. A file that inspect and convert refuse because that order does not\n"
+        "follow from it can then be read on a machine without Keras: --trainable."
+    )
+    parser.epilog = (
+        "example:\n  kadam order model.keras --import my_layers\n"
+        "  kadam inspect model.keras --trainable model.keras.order.json"
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a whole model that Keras can load")
     parser.add_argument("--out", type=Path, metavar="JSON", help="path of the order file (default: FILE.order.json)")
@@ -203,9 +212,11 @@ def _run_order(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Compare two trainings: files that Keras saved, or Orbax checkpoints of {'params', 'opt_state'}. The exit "
-        "status is 0 if they are equal, or within the bounds that are given, 1 if not, and 2 if they are no trainings."
+        "Compare two trainings: files that Keras saved, or Orbax checkpoints of params\n"
+        "and opt_state. The exit status is 0 if they are equal, or within the bounds that\n"
+        "are given, 1 if not, and 2 if they are no trainings."
     )
+    parser.epilog = "example:\n  kadam compare model.keras checkpoint --share 1e-6"
     parser.add_argument("a", type=Path, metavar="A", help="a training")
     parser.add_argument("b", type=Path, metavar="B", help="another")
     _add_rename(parser, "what a part of Keras's paths is called in the checkpoint, as m/d1=Dense_0")
@@ -224,28 +235,20 @@ def _run_compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     with _refusing(parser):
         found = compare(arguments.a, arguments.b, rename=rename or None, skip=arguments.skip, start=arguments.start)
     _print(str(found))
-    bounds = {name: bound for name in ("ulp", "share") if (bound := getattr(arguments, name)) is not None}
+    bounds = {name: given for name in ("ulp", "share") if (given := getattr(arguments, name)) is not None}
     sys.exit(0 if found.within(**bounds or {"ulp": 0}) else 1)
 
 
 def _add_bounds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ulp", type=_bound, metavar="N", help="largest distance in units in the last place")
-    parser.add_argument("--share", type=_bound, metavar="X", help="largest distance as a share, as 1e-6")
-
-
-def _bound(text: str) -> float:
-    """Return the number >= 0 that `text` is."""
-    with contextlib.suppress(ValueError):
-        if (bound := float(text)) >= 0:
-            return bound
-    raise argparse.ArgumentTypeError(f"must be a number >= 0. Received: {text!r}.")
+    parser.add_argument("--ulp", type=bound, metavar="N", help="largest distance in units in the last place")
+    parser.add_argument("--share", type=bound, metavar="X", help="largest distance as a share, as 1e-6")
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="what Keras saved, of any format that load_keras reads")
     parser.add_argument(
         "--config",
-        type=_config_file,
+        type=config_file,
         metavar="JSON",
         help="file of the optimizer's get_config(), for formats that do not hold it (.weights.h5, checkpoints)",
     )
@@ -276,52 +279,14 @@ def _refusing(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.error(" ".join(str(error).split()))
 
 
-def _config_file(text: str) -> Mapping[str, object]:
-    """Return the configuration of an optimizer in the JSON file whose path is `text`."""
-    try:
-        config = json.loads(Path(text).read_bytes())
-        parse(config)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot be read: {error.strerror}. Received: {text!r}.") from error
-    except (TypeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"must be a JSON file of an optimizer's get_config(). {error}") from error
-    return config
-
-
-def _renaming(text: str) -> tuple[str, str]:
-    """Return both sides of `KERAS=HERE`."""
-    keras_name, _, new_name = text.partition("=")
-    if not keras_name or not new_name:
-        raise argparse.ArgumentTypeError(f"must be KERAS=HERE. Received: {text!r}.")
-    return keras_name, new_name
-
-
-def _integer(low: int, high: int | None) -> Callable[[str], int]:
-    """Return the function that reads an integer from `low` to `high`; None is no bound."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
-            bounds = f">= {low}" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"must be an integer {bounds}. Received: {text!r}.")
-        return int(text)
-
-    return parse
-
-
-def _writable_png(text: str) -> Path:
-    """Return the path `text` if a PNG can be written there. Only trying to write tells."""
-    path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"must end in .png. Received: {text!r}.")
-    existed = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot be written: {error.strerror}. Received: {text!r}.") from error
-    if not existed:
-        path.unlink()
-    return path
-
+# Each command: what it does, in one line, and the function that tells its parser the arguments and what to run.
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": ("train a classifier with Keras, kadam and optax, side by side", _add_demo),
+    "inspect": ("show what a file that Keras saved holds", _add_inspect),
+    "convert": ("write a training that Keras saved as an Orbax checkpoint", _add_convert),
+    "order": ("write down, where Keras is, the order of a model's variables", _add_order),
+    "compare": ("say whether two trainings are the same, and where they differ", _add_compare),
+}
 
 if __name__ == "__main__":
     main()

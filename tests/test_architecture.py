@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PATHS = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("optax_kadam/**/*.py")}
 FILES = {name.removesuffix(".__init__"): path for name, path in PATHS.items()}
 FLOORS = (
-    {"__init__"},
     {"__main__"},
+    {"__init__"},
     {"commands"},
     {"keras_files"},
     {"config"},

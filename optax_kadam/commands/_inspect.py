@@ -1,9 +1,10 @@
-"""`python -m optax_kadam inspect` shows what a file of Keras's holds, as plain text in aligned columns."""
+"""`kadam inspect` shows what a file of Keras's holds, as plain text in aligned columns."""
 
 import dataclasses
 import inspect
 import math
 import pathlib
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -26,21 +27,20 @@ _ORDERS = {
 _UNKNOWN = "not in the file"
 
 
-def describe(path: pathlib.Path, hints: Hints) -> str:
+def describe(path: pathlib.Path, hints: Hints, width: int) -> str:
     """Return a description of the file at `path`. At most one of its arrays is in memory at a time.
 
     Args:
       path: the path of the file: see `load_keras`.
       hints: what is known of it: the arguments of `load_keras`.
+      width: how many columns a line may have. Paths are never broken.
 
     Raises:
       ValueError, FileNotFoundError, ImportError: as `load_keras` does.
     """
     with opened(path, hints) as contents, watched(contents) as contents:
-        heading = _heading(path, read(_without_arrays(contents)), contents.slots is not None)
-        width = max(map(len, heading))
-        lines = [f"{name:{width}}  {value}" for name, value in heading.items()]
-        return "\n".join([*lines, "", *_aligned(_table(contents)), "", _total(contents)])
+        facts = _heading(path, read(_without_arrays(contents)), contents.slots is not None)
+        return "\n".join([*_listed(facts, width), "", *_table(contents, width), "", *_listed(_totals(contents), width)])
 
 
 def _without_arrays(contents: Contents) -> Contents:
@@ -107,47 +107,66 @@ def _shown(value: object) -> str:
     return repr(value)
 
 
-def _table(contents: Contents) -> Iterable[Sequence[str]]:
-    """Yield the cells of the head of the table, then those of each variable. No cell contains a space."""
+def _listed(facts: Mapping[str, str], width: int) -> Iterable[str]:
+    """Yield the lines of facts, whose names have a column of their own."""
+    margin = max(map(len, facts)) + 2
+    wrap = textwrap.TextWrapper(width, subsequent_indent=" " * margin, break_long_words=False, break_on_hyphens=False)
+    for name, fact in facts.items():
+        wrap.initial_indent = name.ljust(margin)
+        yield from wrap.wrap(fact)
+
+
+def _table(contents: Contents, width: int) -> list[str]:
+    """Return the lines of the table of the variables, with the norms of their weights and moments."""
     slots = contents.slots.arrays() if contents.slots else {}
-    yield "variable", "trainable", "shape", "dtype", "norm", *(f"{name}_norm" for name in slots)
     trainable = [variable for variable in contents.variables if variable.is_trainable]
-    for i, variable in enumerate([*trainable, *(v for v in contents.variables if not v.is_trainable)]):
+    others = [variable for variable in contents.variables if not variable.is_trainable]
+    dtype = ["dtype"] if len({variable.array.dtype for variable in contents.variables}) > 1 else []
+    rows = [["variable", "shape", *dtype, "weights", *slots]]
+    for i, variable in enumerate([*trainable, *others]):
         weights = variable.array
-        shape = "x".join(map(str, weights.shape)) or "()"
+        kind = ["x".join(map(str, weights.shape)) or "()", *(str(weights.dtype) for _ in dtype)]
         norms = [_norm(arrays[i].read()) if variable.is_trainable else "-" for arrays in slots.values()]
-        cells = variable.path.replace(" ", "_"), "yes" if variable.is_trainable else "no", shape, str(weights.dtype)
-        yield *cells, _norm(weights.read()), *norms
+        rows.append([variable.path, *kind, _norm(weights.read()), *norms])
+    title = f"Norms of the weights{' and of their moments' if slots else ''}, in float64:"
+    head, *lines = _aligned(rows, 2 + len(dtype), width)
+    middle = ["not trainable:"] if others else []
+    return [title, head, *lines[: len(trainable)], *middle, *lines[len(trainable) :]]
 
 
 def _norm(array: np.ndarray) -> str:
     flat = array.reshape(-1)
     chunks = (flat[start : start + _CHUNK].astype(np.float64) for start in range(0, flat.size, _CHUNK))
-    return f"{math.sqrt(sum(float(chunk @ chunk) for chunk in chunks)):.6g}"
+    return f"{math.sqrt(sum(float(chunk @ chunk) for chunk in chunks)):.4g}"
 
 
-def _aligned(table: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, with text to the left and numbers to the right of their columns."""
-    lines = list(table)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i > 3 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
+def _aligned(rows: Sequence[Sequence[str]], texts: int, width: int) -> list[str]:
+    """Return a text for each of `rows`, with their first cells, `texts` of them, to the left and numbers to the right.
+
+    Where a line would be wider than `width`, the text has two: the first cell, and below it the others.
+    """
+    name_width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    fits = name_width + sum(cell_width + 2 for cell_width in widths) <= width
+    lines = []
+    for name, *cells in rows:
+        padded = [
+            cell.ljust(cell_width) if i < texts - 1 else cell.rjust(cell_width)
+            for i, (cell, cell_width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join([name.ljust(name_width) if fits else f"{name}\n", *padded]))
+    return lines
 
 
-def _total(contents: Contents) -> str:
+def _totals(contents: Contents) -> dict[str, str]:
     weights = [variable.array for variable in contents.variables]
     trainable = [variable.array for variable in contents.variables if variable.is_trainable]
-    counts = [sum(math.prod(array.shape) for array in arrays) for arrays in (weights, trainable)]
-    total = (
-        f"total: {len(weights)} variables, {counts[0]:,} parameters ({counts[1]:,} trainable), "
-        f"{sum(map(size, weights)):,} bytes"
-    )
-    if contents.slots is None:
-        return total
-    state = sum(size(array) for arrays in contents.slots.arrays().values() for array in arrays)
-    return f"{total}, and {state:,} bytes of optimizer state"
+    parameters, trained = (sum(math.prod(array.shape) for array in arrays) for arrays in (weights, trainable))
+    dtypes = " and ".join(sorted({str(array.dtype) for array in weights}))
+    bytes_of = f"{sum(map(size, weights)):,} of the weights"
+    if contents.slots is not None:
+        state = sum(size(array) for arrays in contents.slots.arrays().values() for array in arrays)
+        bytes_of += f", {state:,} of the optimizer's state"
+    return {
+        "variables": f"{len(weights)} of {dtypes}, {parameters:,} parameters, of which {trained:,} are trainable",
+        "bytes": bytes_of,
+    }

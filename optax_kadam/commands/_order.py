@@ -1,4 +1,4 @@
-"""`python -m optax_kadam order` writes in which order an optimizer keeps its variables, where Keras is installed."""
+"""`kadam order` writes in which order an optimizer keeps its variables, where Keras is installed."""
 
 import importlib
 import os
@@ -19,7 +19,7 @@ def write_order(path: pathlib.Path, out: pathlib.Path, package: str, modules: Se
       modules: the names of modules to import first, which register the model's own classes.
 
     Returns:
-      A line that says what was written.
+      Two lines that say what was written.
 
     Raises:
       ImportError: if a module is missing.
@@ -36,5 +36,7 @@ def write_order(path: pathlib.Path, out: pathlib.Path, package: str, modules: Se
             "Train it for a step, and save it again."
         )
     out.write_text(order_file({name: training.variables[name] for name in training.mu}))
-    reading = f"load_keras({str(path)!r}, trainable={str(out)!r})"
-    return f"Wrote {out}: {len(training.mu)} variables. Read the model with `{reading}`."
+    return (
+        f"Wrote {out}: {len(training.mu)} variables.\n"
+        "inspect and convert take it with --trainable, and load_keras as `trainable`."
+    )

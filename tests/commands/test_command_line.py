@@ -19,6 +19,7 @@ from flax import nnx
 
 import optax_kadam as ok
 from optax_kadam.__main__ import main
+from optax_kadam.commands._recipe import RECIPE
 
 from ..helpers import keras_rules
 from ..sparing import mostly_slow
@@ -88,32 +89,83 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("name", [*WITH_STATE, "legacy/adam.keras", "k3t/adam_export"])
 @pytest.mark.filterwarnings("ignore:.* holds weights alone")
-def test_inspect_shows_what_the_file_holds(capsys, name):
+def test_inspect_shows_what_the_file_holds(capsys, monkeypatch, name):
     training = ok.load_keras(FILES / name)
-    heading, table, total = run(capsys, "inspect", FILES / name).split("\n\n")
+    monkeypatch.setenv("COLUMNS", "80")
+    heading, table, totals = run(capsys, "inspect", FILES / name).split("\n\n")
+    heading = heading.replace("\n ", " ")
     told = dict(re.split(r" {2,}", line, maxsplit=1) for line in heading.splitlines())
     slots = {s: getattr(training, s) for s in ("mu", "nu", "nu_max") if getattr(training, s)}
     assert ("order" in told) == bool(slots)
     assert told["generation"] == training.generation and told.get("iterations") == ("20" if slots else None)
     assert told.get("learning rate", "0.01") == ("0.01" if training.learning_rate or not slots else "not in the file")
-    expected = [["variable", "trainable", "shape", "dtype", "norm", *(f"{slot}_norm" for slot in slots)]]
-    for path, array in training.variables.items():
-        trainable, shape = "no" if "moving" in path else "yes", "x".join(map(str, array.shape))
-        arrays = [array, *(slot.get(path) for slot in slots.values())]
-        norms = ["-" if a is None else f"{np.sqrt(np.sum(np.square(a, dtype=np.float64))):.6g}" for a in arrays]
-        expected.append([path, trainable, shape, str(array.dtype), *norms])
-    assert [line.split() for line in table.splitlines()] == expected
-    assert total.startswith("total: 9 variables, 215 parameters (203 trainable), 860 bytes")
+    expected = [["variable", "shape", "weights", *slots]]
+    trained = [path for path in training.variables if "moving" not in path]
+    for path in [*trained, "not trainable:", *(path for path in training.variables if path not in trained)]:
+        arrays = [array.get(path) for array in (training.variables, *slots.values())]
+        norms = ["-" if a is None else f"{np.sqrt(np.sum(np.square(a, dtype=np.float64))):.4g}" for a in arrays]
+        is_title = path == "not trainable:"
+        expected.append(path.split() if is_title else [path, "x".join(map(str, arrays[0].shape)), *norms])
+    title, *lines = table.splitlines()
+    assert title == f"Norms of the weights{' and of their moments' if slots else ''}, in float64:"
+    assert [line.split() for line in lines] == expected
+    assert totals.startswith("variables  9 of float32, 215 parameters, of which 203 are trainable\n")
+    assert totals.endswith(f", {812 * len(slots):,} of the optimizer's state\n" if slots else "860 of the weights\n")
+
+
+def sample_files():
+    """The paths of all that Keras saved in the folder of samples."""
+    for folder in sorted(FILES.iterdir()):
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                yield path / "ck" if (path / "ck.index").exists() else path
+            elif path.suffix in (".keras", ".h5") or path.name.endswith(".weights.json"):
+                yield path
+
+
+@pytest.mark.filterwarnings("ignore:.* holds weights alone")
+def test_inspect_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(FILES)
+    shown = 0
+    for path in sample_files():
+        try:
+            main(["inspect", str(path.relative_to(FILES))])
+        except SystemExit:  # A shard is no file of its own, and is refused.
+            capsys.readouterr()
+            continue
+        widths = [len(line) for line in capsys.readouterr().out.splitlines()]
+        assert max(widths) <= 80, path
+        shown += 1
+    assert shown >= 40
+
+
+def test_inspect_gives_a_variable_two_lines_where_one_is_too_wide(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    output = run(capsys, "inspect", ADAM)
+    assert "\nvariable\n  shape  weights " in output and "\nm/d1/kernel\n  20x6 " in output
+    assert max(len(line) for line in output.splitlines() if not line.startswith("file")) <= 60
+
+
+def test_inspect_tells_dtypes_apart_where_they_differ(capsys, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(1, name="a"), keras.layers.Dense(1, name="b", dtype="bfloat16")]
+    )
+    model.save(tmp_path / "m.keras")
+    output = run(capsys, "inspect", tmp_path / "m.keras")
+    assert re.search(r"a/kernel +2x1 +float32 ", output) and re.search(r"b/kernel +1x1 +bfloat16 ", output)
+    assert "4 of bfloat16 and float32, " in output
 
 
 @keras_rules()
-def test_inspect_shows_the_optimizer(capsys, tmp_path):
+def test_inspect_shows_the_optimizer(capsys, tmp_path, monkeypatch):
     model, path = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")], name="m"), tmp_path / "m.keras"
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(use_ema=True, epsilon=1e-3))
     compiled(model, optimizer).save(path)
+    monkeypatch.setenv("COLUMNS", "200")
     output = run(capsys, "inspect", path)
     shown = "LossScaleOptimizer(Adam(use_ema=True, epsilon=0.001), initial_scale=32768.0, dynamic_growth_steps=2000)"
-    assert f"\noptimizer      {shown}\n" in output and " average_norm\n" in output
+    assert f"\noptimizer      {shown}\n" in output and " average\n" in output
     assert "\nloss scale     32768.0, of 0 finite steps since it changed\n" in output
     (tmp_path / "config.json").write_text(json.dumps({"learning_rate": 0.5, "amsgrad": True, "decay": 0.0}))
     output = run(capsys, "inspect", FILES / "legacy" / "amsgrad_ckpt" / "ck", "--config", tmp_path / "config.json")
@@ -123,7 +175,8 @@ def test_inspect_shows_the_optimizer(capsys, tmp_path):
 
 @keras_rules()
 @pytest.mark.parametrize("decay", [None, 0.01])
-def test_what_no_file_tells_of_weight_decay_is_said(capsys, tmp_path, decay):
+def test_what_no_file_tells_of_weight_decay_is_said(capsys, tmp_path, monkeypatch, decay):
+    monkeypatch.setenv("COLUMNS", "200")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")], name="m")
     compiled(model, keras.optimizers.Adam(weight_decay=decay)).save(tmp_path / "m.keras")
     untold = "what `exclude_from_weight_decay` excluded is in no file"
@@ -158,19 +211,24 @@ def test_a_linen_model_goes_on_from_the_checkpoint(capsys, tmp_path, name):
     assert_same(step(tx, found["params"], found["opt_state"]), step(tx, *expected))
 
 
-def test_an_nnx_model_goes_on_from_the_checkpoint(capsys, tmp_path):
+def test_an_nnx_model_goes_on_by_the_lines_of_the_help(capsys, tmp_path):
     run(capsys, "convert", ADAM, tmp_path / "out")
-    training, rngs = ok.load_keras(ADAM), nnx.Rngs(0)
+    rngs = nnx.Rngs(0)
     layers = {"emb": nnx.Embed(11, 4, rngs=rngs), "d1": nnx.Linear(20, 6, rngs=rngs)}
     model = nnx.Dict(layers, bn=nnx.BatchNorm(6, rngs=rngs), d2=nnx.Linear(6, 3, rngs=rngs))
     params, statistics = (nnx.to_pure_dict(nnx.state(model, kind)) for kind in (nnx.Param, nnx.BatchStat))
-    tx, found = restored(tmp_path / "out", params, statistics)
-    nnx.update(model, found["params"])
-    nnx.update(model, found["non_trainable"])
-    optimizer, leaves = nnx.Optimizer(model, tx, wrt=nnx.Param), jax.tree.leaves(found["opt_state"])
-    optimizer.opt_state = jax.tree.unflatten(jax.tree.structure(optimizer.opt_state), leaves)
+    code = "\n".join(line[2:] for line in RECIPE.splitlines() if line.startswith("  "))
+    names = {"model": model, "OUT": tmp_path / "out"}
+    exec(code, names)
+    optimizer, tx = names["optimizer"], names["tx"]
+    training = ok.load_keras(ADAM)
+    expected = training.restore(params, tx=tx)
+    assert_same(nnx.to_pure_dict(nnx.as_pure(nnx.state(model, nnx.Param))), expected[0])
+    for name in ("mu", "nu", "iterations", "learning_rate"):
+        state, other = (optax.tree.get(each, name) for each in (nnx.as_pure(optimizer.opt_state), expected[1]))
+        assert_same(*(jax.tree.leaves(each) for each in (state, other)))
     optimizer.update(model, jax.tree.map(jnp.cos, nnx.state(model, nnx.Param)))
-    assert_same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), step(tx, *training.restore(params))[0])
+    assert_same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), step(tx, *expected)[0])
     assert_same(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), training.fill(statistics))
 
 
