@@ -76,13 +76,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "Train a digits classifier three times, from the same weights on the same\n"
         "batches: with Keras's Adam, with kadam, and with what optax has for the same\n"
         "arguments. Print how far the weights are from Keras's, and the losses, and draw\n"
-        "both."
+        "both. Without flags it is Adam(amsgrad=True), where the optimizer decides."
     )
-    parser.epilog = "example:\n  kadam demo --amsgrad --epsilon 1e-3 --out epsilon.png"
+    parser.epilog = "example:\n  kadam demo --no-amsgrad --epsilon 1e-3 --out epsilon.png"
     for name, meaning in _HYPERPARAMETERS.items():
         flag, default = f"--{name.replace('_', '-')}", inspect.signature(kadam).parameters[name].default
-        if default is False:
-            parser.add_argument(flag, action="store_true", help=meaning)
+        if name == "amsgrad":
+            shown = f"{meaning} (default: on, which makes the difference to optax plain)"
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=True, help=shown)
         else:
             shown = "off" if default is None else default
             parser.add_argument(flag, type=float, default=default, metavar="X", help=f"{meaning} (default: {shown})")

@@ -1,5 +1,6 @@
 """The command line: what a user sees of it, which is the output, the exit code and the plot."""
 
+import math
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from optax_kadam.__main__ import main
 from optax_kadam.commands._demo import _optax_recipe
+from optax_kadam.commands._demo_report import Run, _causes, _finding
 
 from ..helpers import keras_rules
 
@@ -33,19 +35,34 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return run
 
 
-def distances(output: str) -> list[float]:
-    """Return the distances in the last row of the table."""
-    last_row = [line for line in output.splitlines() if line.startswith("│")][-1]
-    return [float(share) for share in re.findall(r"(\S+)%", last_row)]
+def last_row(output: str) -> list[float]:
+    """Return the numbers of the last row of the table, without their percent signs: epoch, distances, losses."""
+    rows = [line.split() for line in output.splitlines() if re.fullmatch(r" +\d+( +\S+%)+( +[\d.]+)+ *", line)]
+    return [float(number.removesuffix("%")) for number in rows[-1]]
 
 
-def test_kadam_trains_as_keras_and_optax_does_not(demo):
-    output = demo("--epochs", "2", "--epsilon", "1e-3", "--out", "plot.png")
-    assert Path("plot.png").read_bytes().startswith(PNG_SIGNATURE)
-    assert all(name in output for name in ("Keras", "kadam", "optax.adam"))
-    kadam, optax = distances(output)
-    assert optax > 10, "optax.adam should be far off where epsilon is large, in percent"
-    assert kadam < 1e-3 * optax
+def test_by_default_the_optimizer_decides_and_kadam_reproduces_keras(demo):
+    output = demo("--epochs", "3")
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80
+    start, end = (next(i for i, line in enumerate(lines) if text in line) for text in ("distance ", "Distance: "))
+    assert end - start <= 12 and lines[start + 1].split() == ["epoch", "kadam", "optax", "Keras", "kadam", "optax"]
+    _, kadam, optax, keras_loss, kadam_loss, optax_loss = last_row(output)
+    assert kadam < 0.001 and optax > 30, "in percent"
+    assert kadam_loss == keras_loss < 0.9 * optax_loss, "the curves should lie apart"
+    assert re.search(r"^kadam reproduces Keras's weights (bit for bit|within \S+%)\.$", output, re.MULTILINE)
+    assert f"\noptax.amsgrad ends {optax:g}% away from Keras's weights, with a loss of {optax_loss:.4f} where" in output
+    assert lines[0] == "Keras  keras.optimizers.Adam(amsgrad=True)" and "\n  amsgrad: optax keeps" in output
+    assert Path("kadam_demo.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+@pytest.mark.slow
+def test_the_table_stays_short_however_many_epochs_there_are(demo):
+    output = demo("--no-amsgrad", "--epsilon", "1e-3", "--epochs", "20", "--out", "plot.png")
+    rows = re.findall(r"^ +(\d+) .*%", output, re.MULTILINE)
+    assert len(rows) == 7 and rows[0] == "0" and rows[-1] == "20"
+    assert last_row(output)[2] > 30 and "amsgrad" not in output and "\n  epsilon: optax adds" in output
+    assert Path("plot.png").exists() and not Path("kadam_demo.png").exists()
 
 
 def test_without_keras_kadam_is_the_reference(demo, monkeypatch: pytest.MonkeyPatch):
@@ -53,8 +70,30 @@ def test_without_keras_kadam_is_the_reference(demo, monkeypatch: pytest.MonkeyPa
     output = demo("--epochs", "1")
     (line,) = (line for line in output.splitlines() if "left out" in line)
     assert line.startswith("Keras is left out, kadam is the reference: ")
-    assert len(distances(output)) == 1
+    assert len(last_row(output)) == 1 + 1 + 2
+    assert "away from kadam's weights" in output and "keras.optimizers" not in output
     assert Path("kadam_demo.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    ("distances", "sentence"),
+    [
+        ([0.0, 0.0], "kadam reproduces Keras's weights bit for bit"),
+        ([0.5, 5e-7], "kadam reproduces Keras's weights within 5e-05%"),
+        ([0.0, 0.05], "kadam ends 5% away from Keras's weights"),
+        ([0.0, math.nan], "kadam ends nan% away from Keras's weights"),
+    ],
+)
+def test_reproduced_is_what_ends_at_the_same_weights(distances: list[float], sentence: str):
+    assert _finding(Run("kadam", [1.0, 1.0], distances), Run("Keras", [1.0, 1.0], [0.0, 0.0])) == sentence
+
+
+def test_only_what_means_something_else_to_optax_is_said_to():
+    given = {"learning_rate": 0.1, "beta_1": 0.9, "beta_2": 0.99, "weight_decay": 0.1, "clipvalue": None}
+    causes = list(_causes(**given, epsilon=1e-7, amsgrad=False, clipnorm=None, global_clipnorm=1.0))
+    assert len(causes) == 1 and causes[0].startswith("epsilon: ") and " 10 times " in causes[0]
+    causes = list(_causes(**given, epsilon=0.0, amsgrad=True, clipnorm=1.0, global_clipnorm=None))
+    assert [cause.partition(":")[0] for cause in causes] == ["amsgrad", "clipnorm"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +138,6 @@ def test_missing_extras_are_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: command"),
         (["dmeo"], "invalid choice: 'dmeo'"),
         (["demo", "--epochs", "0"], "argument --epochs: must be an integer >= 1. Received: '0'."),
         (
