@@ -146,9 +146,13 @@ def mask_fits(name: str, mask: object, params: object) -> None:
 
 
 def state(state: object, kind: type | tuple[type, ...], kept: Sequence[str]) -> None:
-    """Raise if `state` is not a `kind` of tuple, or does not keep under the names of `kept` what is not None."""
+    """Raise if `state` is not a `kind` of tuple, or does not keep under the names of `kept` what is not None.
+
+    A `gradient_norm` may be missing: no step reads it, and states of earlier versions have none.
+    """
     found = list(_kept(state))
-    if isinstance(state, kind) and found == list(kept):
+    of_steps = [[name for name in names if name != "gradient_norm"] for names in (found, kept)]
+    if isinstance(state, kind) and of_steps[0] == of_steps[1]:
         return
     if state is None:
         received = "None"
@@ -197,6 +201,18 @@ def same_trees(trees: Mapping[str, object], kept: Mapping[str, object]) -> None:
             shapes_fit = all(np.shape(a) == np.shape(b) for a, b in zip(leaves, wanted, strict=False))
             if tree is not None and not (treedef == wanted_treedef and shapes_fit):
                 _check_leaves(tree, reference, name, of)
+
+
+def norms_fit(norms: object, gradients: object, is_leaf: Callable[[object], bool]) -> None:
+    """Raise, naming the paths, if a clip is handed gradients of other parameters than those whose norms it keeps."""
+    kept, found = (jax.tree.leaves_with_path(tree, is_leaf=is_leaf) for tree in (norms, gradients))
+    if [path for path, _ in kept] != [path for path, _ in found]:
+        differ = {jax.tree_util.keystr(path) for path, _ in kept} ^ {jax.tree_util.keystr(path) for path, _ in found}
+        raise ValueError(
+            "The gradients must have the leaves of `gradient_norm`, which the state of a clip by norm keeps. Received: "
+            f"{', '.join(map(repr, sorted(differ)))} in one of the two. "
+            "Call `init` with the parameters that the gradients belong to."
+        )
 
 
 def _check_leaves(tree: object, reference: object, name: str, of: str) -> None:

@@ -56,9 +56,11 @@ def kadam(
     included, as `optax.inject_hyperparams` hands them over; an array is not checked against a range.
 
     Read the state with `optax.tree.get(state, name)`: `iterations`, `learning_rate` (what the last step used), `mu`,
-    `nu`, `nu_max`, `average`, `accumulator`. `optax.tree.set(state, learning_rate=3e-4)` changes the learning rate of
-    an optimizer that was given a number, from the next step on and without a recompile. The count of the steps never
-    overflows: after 2**31 - 1 it stays there or, with accumulation or overwriting, goes on through its last window.
+    `nu`, `nu_max`, `average`, `accumulator`, and `gradient_norm`, which a clip by norm found at the last step: of what
+    it clips, so after the loss scale, the accumulation and, in the legacy generation, `clipvalue`.
+    `optax.tree.set(state, learning_rate=3e-4)` changes the learning rate of an optimizer that was given a number, from
+    the next step on and without a recompile. The count of the steps never overflows: after 2**31 - 1 it stays there or,
+    with accumulation or overwriting, goes on through its last window.
 
     Args:
       learning_rate: a number; a schedule from the step, counted from 0 in calls of `update`, to a number; or a callable

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import optax
 
+from optax_kadam._flax import is_wrapper
 from optax_kadam._gradients import Tree, is_rows
 
 _SHOWN = 30  # Paths in a message.
@@ -101,18 +102,8 @@ def _check_found(patterns: list[re.Pattern[str]], paths: list[str]) -> None:
 
 def _is_named(node: object) -> bool:
     """Return whether the path of a node is the name of a parameter, although the node is no leaf of the tree."""
-    return _is_hidden(node) or is_rows(node) or _is_box(node)
+    return _is_hidden(node) or is_rows(node) or is_wrapper(node)
 
 
 def _is_hidden(node: object) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
-
-
-def _is_box(node: object) -> bool:
-    """Return whether a node is an array in a wrapper of Flax's: a variable of NNX, or what says how one is divided.
-
-    The bool that stands in its place fits the wrapper and the array alone: `nnx.Optimizer` hands `init` the former and
-    `update` the latter.
-    """
-    classes = (made for made in type(node).__mro__ if made.__module__.startswith("flax."))
-    return any(made.__name__ in ("Variable", "AxisMetadata") for made in classes)

@@ -102,7 +102,7 @@ def zero1_shardings(
         lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
         jax.eval_shape(tx.init, params),
         of_params,
-        transform_non_params=lambda _: whole,
+        transform_non_params=lambda tree: jax.tree.map(lambda _: whole, tree),
         is_leaf=_is_masked,
     )
 

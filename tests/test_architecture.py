@@ -21,7 +21,7 @@ FLOORS = (
     {"stages"},
     {"_gradients", "_hyperparameter", "_generations", "_masks", "_zero1", "_placed", "schedules"},
     {"_schedule"},
-    {"_xla", "_mesh", "_check", "_precision", "_call", "conversions"},
+    {"_xla", "_mesh", "_check", "_flax", "_precision", "_call", "conversions"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 BEYOND_THE_CORE = {"__main__", "commands", "keras_files", "config"}

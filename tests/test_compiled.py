@@ -1,5 +1,6 @@
 """XLA's CPU compiler makes few kernels of a step, which move few bytes; neither depends on the machine's load."""
 
+import re
 from functools import cache
 
 import jax
@@ -39,7 +40,7 @@ def transformation(name: str) -> optax.GradientTransformation:
 
 
 @cache
-def compiled(name: str) -> str:
+def compiled(name: str, keeps_norm: bool = True) -> str:
     tx = transformation(name)
 
     def step(params, state, gradients):
@@ -49,6 +50,9 @@ def compiled(name: str) -> str:
     params = {f"leaf{index}": jax.ShapeDtypeStruct((ELEMENTS,), jnp.float32) for index in range(LEAVES)}
     with jax.numpy_dtype_promotion("standard"):  # optax's own Adam mixes dtypes.
         state = jax.eval_shape(tx.init, params)
+        if not keeps_norm:  # A clip that is handed no norm keeps none.
+            is_clip = lambda node: hasattr(node, "gradient_norm")  # noqa: E731
+            state = jax.tree.map(lambda x: optax.EmptyState() if is_clip(x) else x, state, is_leaf=is_clip)
         return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile().as_text() or ""
 
 
@@ -78,6 +82,17 @@ def test_a_step_has_few_kernels_and_copies_nothing(name: str, kernels: int, arra
     assert step.copies == 0
     ideal = 7 + 2 * name.startswith("amsgrad") + ("norm" in name)
     assert step.bytes >= ideal * ARRAY, "fewer bytes than a step must move: the count is wrong"
+
+
+@pytest.mark.parametrize(
+    "name", ["adam clipnorm", "adam global_clipnorm", "amsgrad clipnorm", "amsgrad global_clipnorm"]
+)
+def test_the_norm_of_a_clip_is_kept_at_no_further_read(name: str):
+    kept, thrown_away = compiled(name), compiled(name, keeps_norm=False)
+    assert work(kept) == work(thrown_away)
+    results = [re.search(r"entry_computation_layout=\{.*->\((.*)\)\}", text) for text in (kept, thrown_away)]
+    counts = [len(re.findall(r"f32\[\]", found[1])) for found in results if found]
+    assert counts == [1 + (1 if "global" in name else LEAVES), 1]  # The learning rate is one.
 
 
 def test_the_maximum_is_in_a_kernel_with_a_scalar():

@@ -57,6 +57,8 @@ def restore(
         name, inner = _slot(path)
         if name == "acc_grads":  # Those of `optax.MultiSteps`: Keras saves between two windows.
             leaves.append(jnp.zeros(leaf.shape, leaf.dtype, device=_placement(like[leaf_path(inner)][1])))
+        elif name == "gradient_norm":  # Keras does not keep the norms that a clip computes.
+            leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
         elif name in fillings and (name, leaf_path(inner)) not in found:
             found.add((name, leaf_path(inner)))
             leaves.append(_placed(inner, leaf, like, fillings[name], begins_at_leaf=name == "average"))
@@ -90,7 +92,7 @@ def _slot(path: Sequence[object]) -> tuple[str, Sequence[object]]:
     """Return the name of the slot that a leaf of a state is in, which may be "", and the leaf's path in the slot."""
     for index, key in enumerate(path):
         name = getattr(key, "name", "")
-        if name in (*SLOTS, "acc_grads"):
+        if name in (*SLOTS, "acc_grads", "gradient_norm"):
             return name, path[index + 1 :]
     return "", path
 

@@ -40,10 +40,11 @@ def _widened(g: jax.Array) -> jax.Array:
 
 
 class DynamicLossScaleState(NamedTuple):
-    """The state of `dynamic_loss_scale`, under the names of Keras."""
+    """The state of `dynamic_loss_scale`; the first two are called as in Keras."""
 
     step_counter: jax.Array  # shape=(), dtype=int32: finite steps since the scale last changed.
     dynamic_scale: jax.Array  # shape=(), dtype=float32: by which the next loss is to be multiplied.
+    skipped_steps: jax.Array  # shape=(), dtype=int32: steps skipped since `init`, which Keras does not count.
     inner_state: optax.OptState
 
 
@@ -60,7 +61,8 @@ def dynamic_loss_scale(
 
     After `dynamic_growth_steps` finite steps in a row the scale doubles; where a gradient is not finite it halves, and
     neither the parameters nor the state of `inner` change. Keras's `LossScaleOptimizer`. Multiply the loss by
-    `optax.tree.get(state, "dynamic_scale")` before taking its gradient.
+    `optax.tree.get(state, "dynamic_scale")` before taking its gradient. `optax.tree.get(state, "skipped_steps")` is how
+    many steps were skipped since `init`; no file of Keras's holds it.
 
     Args:
       inner: the transformation to protect.
@@ -82,8 +84,8 @@ def dynamic_loss_scale(
       >>> params = jnp.array(1.0)
       >>> state = tx.init(params)
       >>> updates, state = tx.update(jnp.array(jnp.inf), state, params)
-      >>> print(updates, optax.tree.get(state, "dynamic_scale"), optax.tree.get(state, "iterations"))
-      0.0 4.0 0
+      >>> print(updates, *(optax.tree.get(state, name) for name in ("dynamic_scale", "skipped_steps", "iterations")))
+      0.0 4.0 1 0
     """
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"`inner` must be an optax transformation. Received: inner={inner!r}.")
@@ -95,7 +97,7 @@ def dynamic_loss_scale(
 
     def init_fn(params: optax.Params) -> DynamicLossScaleState:
         scale = jnp.asarray(first_scale, jnp.float32)
-        return DynamicLossScaleState(jnp.zeros((), jnp.int32), scale, inner.init(params))
+        return DynamicLossScaleState(jnp.zeros((), jnp.int32), scale, jnp.zeros((), jnp.int32), inner.init(params))
 
     def guard(
         cond: Callable[..., Tree],
@@ -104,7 +106,7 @@ def dynamic_loss_scale(
         params: optax.Params | None,
         extra_args: dict[str, Tree],
     ) -> tuple[optax.Updates, DynamicLossScaleState]:
-        counter, scale, inner_state = state
+        counter, scale, skipped, inner_state = state
 
         def apply() -> tuple[optax.Updates, DynamicLossScaleState]:
             unscaled = map_values(lambda g: _widened(g) / scale.astype(arithmetic_dtype(g)), updates)
@@ -114,16 +116,18 @@ def dynamic_loss_scale(
             if counts_skipped_steps:
                 doubled = jnp.where(jnp.isfinite(doubled), doubled, scale)
             return new, DynamicLossScaleState(
-                jnp.where(is_due, 0, counter + 1), jnp.where(is_due, doubled, scale), new_inner_state
+                jnp.where(is_due, 0, counter + 1), jnp.where(is_due, doubled, scale), skipped, new_inner_state
             )
 
         def skip() -> tuple[optax.Updates, DynamicLossScaleState]:
             zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: apply()[0]))
+            now_skipped = jnp.asarray(optax.safe_increment(skipped))
+            state = DynamicLossScaleState(jnp.zeros_like(counter), scale * 0.5, now_skipped, inner_state)
             if not counts_skipped_steps:
-                return zeros, DynamicLossScaleState(jnp.zeros_like(counter), scale * 0.5, inner_state)
+                return zeros, state
             counted = optax.safe_increment(optax.tree.get(inner_state, "iterations"))
-            return zeros, DynamicLossScaleState(
-                jnp.zeros_like(counter), jnp.maximum(scale / 2.0, 1.0), optax.tree.set(inner_state, iterations=counted)
+            return zeros, state._replace(
+                dynamic_scale=jnp.maximum(scale / 2.0, 1.0), inner_state=optax.tree.set(inner_state, iterations=counted)
             )
 
         lost = [jnp.any(~jnp.isfinite(g)).astype(jnp.int32) for g in values_of(updates)]

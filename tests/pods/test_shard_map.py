@@ -34,6 +34,8 @@ def run(tx, kind, gradients, params, check_vma=True):
     specs = {name: specs[name] for name in params}
 
     def spec_of(path, leaf):
+        if not leaf.shape:
+            return P()  # A norm stands under the name of its parameter.
         return next((specs[key.key] for key in path if isinstance(key, jax.tree_util.DictKey)), P())
 
     of_state = jax.tree.map_with_path(spec_of, jax.eval_shape(tx.init, params))

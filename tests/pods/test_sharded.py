@@ -39,8 +39,8 @@ def on_one_device(feature):
 
 
 def lies(shardings, path, leaf, sharding):
-    """Return whether a leaf of the state is divided as its parameter, or whole on every device if it has none."""
-    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    """Return whether a leaf of the state is divided as its parameter; a number is whole on every device."""
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and leaf.ndim]
     expected = shardings[names[0]] if names else NamedSharding(shardings["scale"].mesh, P())
     return sharding.is_equivalent_to(expected, leaf.ndim)
 

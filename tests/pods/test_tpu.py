@@ -77,7 +77,7 @@ ZERO1 = ("v5e:2x4", 1, "12 layers", "adam")
 
 class Figures(NamedTuple):
     collectives: dict[str, int]
-    aliased: int  # Of `results`: the parameters, the moments, the step count and the learning rate.
+    aliased: int  # Of `results`: the parameters, the moments, the step count and the learning rate, without norms.
     results: int
     copies: int
     hbm: float  # Bytes read and written, as a multiple of those that must be.
@@ -127,11 +127,12 @@ def measure(topology, slices, tree, step, *, tx=None, donate=(1, 2), zero1=False
     compiled = update.lower(params, state, params).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text and memory
+    norms = [norm for _, norm in optax.tree.get_all_with_path(state, "gradient_norm")]  # The old ones are not read.
     of_device = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
     return Figures(
         _hlo.collectives(text),
         _hlo.aliased(text),
-        len(jax.tree.leaves((params, state))),
+        len(jax.tree.leaves((params, state))) - len(jax.tree.leaves(norms)),
         len(_hlo.copies_to_hbm(text)),
         float(_hlo.hbm_bytes(text) / (bytes_per_parameter * of_device)),
         memory.argument_size_in_bytes,

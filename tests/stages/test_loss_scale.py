@@ -22,6 +22,25 @@ def test_dynamic_loss_scale_scales_any_optax_transformation():
     assert steps == [-1.0, -1.0, 0.0, -2.0]
 
 
+@pytest.mark.parametrize("generation", ["keras3", "tf_keras", "legacy"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_skipped_steps_are_counted(generation, jit):
+    tx = ok.dynamic_loss_scale(ok.kadam(generation=generation), 4.0, 2, generation=generation)
+    update, params = quick_jit(tx.update) if jit else tx.update, jnp.array([1.0])
+    state, counts = tx.init(params), []
+    for gradient in (4.0, jnp.inf, 4.0, jnp.nan, -jnp.inf, 4.0):
+        _, state = update(jnp.array([gradient]), state, params)
+        counts.append(int(optax.tree.get(state, "skipped_steps")))
+    assert counts == [0, 1, 1, 2, 3, 3] and optax.tree.get(state, "skipped_steps").dtype == jnp.int32
+
+
+def test_the_count_of_skipped_steps_never_overflows():
+    tx, params = ok.dynamic_loss_scale(optax.sgd(1.0), 4.0), jnp.array([1.0])
+    state = optax.tree.set(tx.init(params), skipped_steps=jnp.int32(2**31 - 1))
+    _, state = tx.update(jnp.array([jnp.inf]), state, params)
+    assert int(optax.tree.get(state, "skipped_steps")) == 2**31 - 1
+
+
 @pytest.mark.parametrize("factor", [0.5, 1024.0])
 def test_gradients_are_divided_by_a_fixed_scale_of_any_size(factor):
     params, gradient = jnp.ones(2), jnp.array([0.3, -1.0])
