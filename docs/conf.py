@@ -12,10 +12,11 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import optax_kadam
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+
+import optax_kadam
 
 HERE = pathlib.Path(__file__).parent
 # Sphinx reads below its own folder alone. Times are kept, so that what did not change is not read again.
@@ -134,7 +135,9 @@ def signature_of(
         value = value.__init__
     elif what == "class":  # A dataclass or a NamedTuple.
         fields = inspect.signature(value).parameters.values()
-        plain = [field.annotation if field.annotation in (bool, int, float, str | None) else field.empty for field in fields]
+        plain = [
+            field.annotation if field.annotation in (bool, int, float, str | None) else field.empty for field in fields
+        ]
         fields = [field.replace(annotation=kind) for field, kind in zip(fields, plain, strict=True)]
         return str(inspect.Signature(fields)), ""
     function = inspect.unwrap(value) if callable(value) else value

@@ -15,8 +15,9 @@ over the data axis of a mesh, and `check_placed` raises where arrays lie otherwi
 
 **Keras's files.** `load_keras` reads a training, a `KerasTraining`, `save_keras` writes one; `from_config` and
 `to_config` do so with the configuration of an optimizer. `KerasTraining.from_model` reads a live model of Keras's, and
-`update_model` writes into it. `compare` says whether two trainings are the same, in a `Comparison`. `suggest_rename` proposes which of Keras's layers is which part of a tree; `conversions`
-are ways in which a leaf holds what Keras keeps in another form.
+`update_model` writes into it. `suggest_rename` proposes which of Keras's layers is which part of a tree; `conversions`
+are ways in which a leaf holds what Keras keeps in another form. `compare` says whether two trainings are the same, in a
+`Comparison`.
 
 **Tables.** `RowUpdates` is the gradient of some rows, `value_and_row_grad` takes it, and `add_gradients`,
 `scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps a table whose step costs the rows

@@ -11,7 +11,10 @@ import pytest
 
 import optax_kadam
 
+from .helpers import keras_rules
+
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
+README = DOCS.parent / "README.md"
 
 
 def public_names():
@@ -29,6 +32,29 @@ def test_every_public_name_has_a_page_and_each_page_a_name():
     lists = re.findall(r":toctree: names\n\n((?: {3}[\w.]+\n)+)", (DOCS / "reference" / "index.md").read_text())
     listed = [name for names in lists for name in names.split()]
     assert sorted(listed) == sorted(public_names())
+
+
+@keras_rules()
+def test_the_code_in_the_readme_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    """The blocks run one after the other; the comments at the end of each are what it prints."""
+    pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    blocks, names = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL), {}
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, names)
+        printed = re.search(r"((?:^# .*\n)+)\Z", block, flags=re.MULTILINE)
+        assert printed and capsys.readouterr().out == re.sub("^# ", "", printed[1], flags=re.MULTILINE)
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 110
+    assert max(map(len, text.splitlines())) <= 120
+    for page in re.findall(r"optax-kadam.github.io/optax_kadam/(\S+)\.html", text):
+        assert (DOCS / f"{page}.md").is_file(), page
+    for file in re.findall(r"optax-kadam/optax_kadam/(?:blob/)?main/(\S+)", text):
+        assert (DOCS.parent / file).is_file(), file
 
 
 @pytest.mark.slow

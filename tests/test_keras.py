@@ -109,7 +109,7 @@ def compare(arguments, params, gradients, jit, learning_rate=None):
     tx = ok.kadam(**arguments | ({"learning_rate": learning_rate} if learning_rate else {}))
     found, slots, way = run_ours(tx, params, gradients, jit)
     # A decayed or overwritten parameter is rounded twice, and `p + u` cannot reach it where it crosses zero or halves
-    # in one step: half an ULP of the step is lost there (README, exactness table).
+    # in one step: half an ULP of the step is lost there (docs/how-exact.md).
     twice = arguments.get("weight_decay") is not None or arguments.get("ema_overwrite_frequency") is not None
     for p, q, w in zip(found, expected, way, strict=True):
         assert (np.abs(p.astype(float) - q) <= twice * 2.0**-24 * w).all() if twice else ulp(p, q) == 0

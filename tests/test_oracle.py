@@ -1,4 +1,4 @@
-"""Every recorded run of the real Keras, replayed; the table of bounds is the README's exactness table."""
+"""Every recorded run of the real Keras, replayed; the bounds are those of docs/how-exact.md."""
 
 import fnmatch
 

@@ -226,7 +226,7 @@ def test_steps_here_are_steps_of_keras(case):
     steps_here(model, 3)
     train(model)
     for before, one, two in zip(third, all_values(model), wanted, strict=True):
-        # A decayed parameter is rounded twice (README, exactness table), and the gradients see it.
+        # A decayed parameter is rounded twice (docs/how-exact.md), and the gradients see it.
         bound = 1e-5 if case == "AdamW" else 0.0
         assert (one == two).all() or share(one, two, np.abs(two - before).max()) <= bound
 

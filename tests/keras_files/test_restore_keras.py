@@ -353,7 +353,7 @@ def test_a_state_that_no_file_holds_is_refused(other):
 
 @pytest.mark.parametrize("count", [2**31 - 1, 2**31, 2**40])
 def test_a_count_beyond_int32_is_restored_as_the_largest(count):
-    """tf_keras counts in int64; the count of `kadam` ends at 2**31 - 1, as the README says."""
+    """tf_keras counts in int64; the count of `kadam` ends at 2**31 - 1, as docs/differences.md says."""
     training = dataclasses.replace(ok.load_keras(FILES / "tfk/adam.keras"), iterations=count)
     params, state = training.restore(STRUCTS)
     assert optax.tree.get(state, "iterations") == 2**31 - 1
