@@ -181,8 +181,11 @@ def distinct_rows(rows: Rows, count: int, also: jax.Array | None = None) -> Rows
     The indices of `also` are among them, and add zeros.
     """
     indices = rows.indices if also is None else jnp.concatenate([rows.indices, also])
-    found, places = jnp.unique(indices, size=indices.size, fill_value=count, return_inverse=True)
-    places = places.reshape(-1)[: rows.indices.size]
+    ordered = jnp.sort(indices)
+    is_repeated = jnp.diff(ordered, prepend=-1) == 0
+    # Not `jnp.unique`, which also sorts the places: XLA's CPU compiler sorts one array five times as fast as a pair.
+    found = jnp.sort(jnp.where(is_repeated, count, ordered))
+    places = jnp.searchsorted(found, rows.indices, method="scan_unrolled")
     return Rows(found, jax.ops.segment_sum(rows.values, places, num_segments=indices.size))
 
 
