@@ -104,6 +104,12 @@ def shapes(text: str, *opcodes: str) -> list[tuple[int, ...]]:
     return [array.shape for one in instructions if one.opcode in opcodes for array in one.results]
 
 
+def opcodes(text: str, rows: int) -> set[str]:
+    """Return the kinds of the instructions that give an array of so many rows, wherever in the program they are."""
+    instructions = [instruction for computation in computations(text) for instruction in computation.values()]
+    return {one.opcode for one in instructions if any(array.shape[:1] == (rows,) for array in one.results)}
+
+
 def collectives(text: str) -> dict[str, int]:
     """Return how often each collective occurs; what goes between a TPU's slices is a `send`."""
     opcodes = (one.opcode.removesuffix("-start") for computation in computations(text) for one in computation.values())

@@ -12,6 +12,7 @@ SAME = {
     "rounded": _xla.rounded,
     "kept_apart": lambda x: jnp.stack([_xla.kept_apart(one) for one in x]),
     "opaque": lambda x: _xla.opaque(x),
+    "moved_in_vectors": _xla.moved_in_vectors,
 }
 
 

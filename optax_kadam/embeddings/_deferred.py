@@ -17,7 +17,7 @@ from optax_kadam import _call, _check
 from optax_kadam._gradients import RowUpdates
 from optax_kadam._hyperparameter import Hyperparameter
 from optax_kadam._mesh import in_auto_axes, spec_of, spec_of_rows
-from optax_kadam._xla import zeros_like
+from optax_kadam._xla import moved_in_vectors, zeros_like
 from optax_kadam.embeddings import _table
 from optax_kadam.embeddings._catch_up import Moments, catch_up, no_steps, record_step, window_of
 from optax_kadam.embeddings._from_keras import Training, table_from_keras
@@ -155,6 +155,9 @@ def deferred_rows(
 
     References:
       Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1; `scale_by_kadam`, for the equation of a step.
+      The Adam of NVIDIA's HugeCTR with `update_type=LazyGlobal`, https://github.com/NVIDIA-Merlin/HugeCTR, also makes
+      up for missed steps, but nearly: all of them have today's learning rate, and the `v` and the bias correction of
+      the last visit; it keeps 8 bytes for each number of a row, and a row that is read is not caught up.
     """
     beta_1, beta_2 = _known("beta_1", beta_1), _known("beta_2", beta_2)
     epsilon_hat = _check.number(
@@ -230,6 +233,7 @@ def deferred_rows(
         indices = _table.in_range(table, indices)
         indices, gradients = _table.distinct_gradients(table, indices, gradients, _whose_turn(table))
         rows = _table.rows_at(table, indices)
+        rows = rows._replace(moments=jax.tree.map(moved_in_vectors, rows.moments))  # Several kernels use them.
         change, moments = caught_up(table, rows)
         if decay is not None:
             change = change - (rows.values + change) * decay * rate

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
-from benchmarks._hlo import aliased, shapes
+from benchmarks._hlo import aliased, opcodes
 
 from ..helpers import share
 from ..sparing import quick_jit
@@ -299,7 +299,7 @@ def test_random_tables_are_made_in_parts_on_a_mesh(axis_type):
 
 @pytest.mark.compiler
 def test_donated_tables_are_updated_in_place_together():
-    embeddings = ok.Embeddings(ok.deferred_rows(0.1), {"a": "x", "b": "x", "c": "y"})
+    embeddings = ok.Embeddings(ok.deferred_rows(0.1, amsgrad=True), {"a": "x", "b": "x", "c": "y"})
 
     def step(tables, ids):
         return embeddings.update(tables, embeddings.gradients(ids, embeddings.read(tables, ids)))
@@ -308,7 +308,8 @@ def test_donated_tables_are_updated_in_place_together():
     tables = jax.eval_shape(embeddings.init, {"x": shape((90_000, 8), "float32"), "y": shape((70_000, 4), "float32")})
     ids = {name: shape((64,), "int32") for name in "abc"}
     text = jax.jit(step, donate_argnums=0).lower(tables, ids).compile().as_text()
-    assert not any(found[:1] in ((90_000,), (70_000,)) for found in shapes(text, "copy"))
+    # Nothing else gives an array as long as a table: none is copied, and no row is computed that was not touched.
+    assert opcodes(text, 90_000) | opcodes(text, 70_000) <= {"parameter", "scatter", "fusion", "tuple"}
     assert aliased(text) == len(jax.tree.leaves(tables))
 
 
