@@ -40,7 +40,6 @@ pygments_dark_style = "a11y-high-contrast-dark"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # The outputs are stored; `pytest --nbmake notebooks` runs them.
-nb_merge_streams = True
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
@@ -62,6 +61,13 @@ ALIASES = {
     "Trainable": "Sequence | str | os.PathLike",
     "Training": "KerasTraining",
     "Tree": "PyTree",
+}
+
+# A type has no docstring of its own.
+TYPES = {
+    "optax_kadam.Hyperparameter": "A learning rate or a beta may be a number, a scalar array or a `Schedule`.",
+    "optax_kadam.Schedule": """A function from the step, counted from 0, to a number; or a callable without arguments,
+which is asked for its value at every step, under `jit` through a host callback.""",
 }
 
 
@@ -114,6 +120,8 @@ def tidy(app: Sphinx, doctree: nodes.document) -> None:
 
 def with_blocks(app: Sphinx, what: str, name: str, value: object, options: Any, lines: list[str]) -> None:
     """Make code blocks of what a docstring indents, and let a plural's s follow a backtick."""
+    if name in TYPES:
+        lines[:] = TYPES[name].splitlines()
     lines[:] = [re.sub(r"(`[^`]+`)(s\b)?", lambda m: m[1] + (r"\ s" if m[2] else ""), line) for line in lines]
     result: list[str] = []
     for i, line in enumerate(lines):

@@ -46,7 +46,21 @@ class _Fields(NamedTuple):
 
 
 class DeferredTable(RateHeld, _Fields):
-    """The state of `deferred_rows`: the table, its moments, and what its rows have yet to catch up with."""
+    """The state of `deferred_rows`: the table, its moments, and what its rows have yet to catch up with.
+
+    It is a NamedTuple. For `Embeddings`, the fields that have a row for each of the table's are dicts by its name.
+
+    Args:
+      values: each row as of its last visit, shape=(rows, ...). `read` and `flush` give rows as they are by now.
+      mu: the first moments, float32, in the shape of `values`.
+      nu: the second moments, likewise.
+      nu_max: the running maxima of the second moments; None without AMSGrad.
+      last_visit: how many steps each row has taken, shape=(rows,), int32.
+      iterations: how many steps the table has taken, shape=(), int32.
+      learning_rate: what the last step used, shape=(), float32. `optax.tree.set` changes it.
+      missed: what the steps since each possible last visit add up to.
+      made_by: the betas and switches that the table was made with; no array, but a part of the structure.
+    """
 
     __slots__ = ()
 
