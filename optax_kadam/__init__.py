@@ -16,8 +16,8 @@ over the data axis of a mesh, and `check_placed` raises where arrays lie otherwi
 **Keras's files.** `load_keras` reads a training, a `KerasTraining`, `save_keras` writes one; `from_config` and
 `to_config` do so with the configuration of an optimizer. `KerasTraining.from_model` reads a live model of Keras's, and
 `update_model` writes into it. `suggest_rename` proposes which of Keras's layers is which part of a tree; `conversions`
-are ways in which a leaf holds what Keras keeps in another form. `compare` says whether two trainings are the same, in a
-`Comparison`.
+are ways in which a leaf holds what Keras keeps in another form. `compare` says in a `Comparison` whether two trainings
+are the same, and `record` keeps the first steps of Keras's optimizer, to be replayed here.
 
 **Tables.** `RowUpdates` is the gradient of some rows, `value_and_row_grad` takes it, and `add_gradients`,
 `scale_gradients` and `global_norm` go over trees that hold it. `deferred_rows` keeps a table whose step costs the rows
@@ -49,6 +49,7 @@ from optax_kadam.embeddings._table import DeferredTable as DeferredTable
 from optax_kadam.keras_files._compare import compare as compare
 from optax_kadam.keras_files._comparison import Comparison as Comparison
 from optax_kadam.keras_files._live import update_model as update_model
+from optax_kadam.keras_files._record import record as record
 from optax_kadam.keras_files._save import save_keras as save_keras
 from optax_kadam.keras_files._suggest import suggest_rename as suggest_rename
 from optax_kadam.keras_files._training import KerasTraining as KerasTraining

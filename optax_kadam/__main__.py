@@ -1,4 +1,4 @@
-"""The command line: `kadam {demo,inspect,convert,order,compare}`, or `python -m optax_kadam`."""
+"""The command line: `kadam {demo,inspect,convert,order,compare,replay}`, or `python -m optax_kadam`."""
 
 import argparse
 import contextlib
@@ -240,6 +240,28 @@ def _run_compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     sys.exit(0 if found.within(**bounds or {"ulp": 0}) else 1)
 
 
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Hand the gradients that optax_kadam.record kept to the transformation of the\n"
+        "recorded configuration, and compare the weights after each step. The exit status\n"
+        "is 0 if they agree to the bit, or within the bounds that are given, op by op or\n"
+        "jitted; 1 if not; and 2 if the file cannot be read."
+    )
+    parser.epilog = "example:\n  kadam replay first_steps.npz"
+    parser.add_argument("recording", type=Path, metavar="RECORDING", help="a file that record wrote")
+    _add_bounds(parser)
+    parser.set_defaults(run=lambda arguments: _run_replay(parser, arguments))
+
+
+def _run_replay(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from optax_kadam.commands._replay import replay
+
+    with _refusing(parser):
+        text, agrees = replay(arguments.recording, arguments.ulp, arguments.share)
+    _print(text)
+    sys.exit(0 if agrees else 1)
+
+
 def _add_bounds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ulp", type=bound, metavar="N", help="largest distance in units in the last place")
     parser.add_argument("--share", type=bound, metavar="X", help="largest distance as a share, as 1e-6")
@@ -287,6 +309,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "convert": ("write a training that Keras saved as an Orbax checkpoint", _add_convert),
     "order": ("write down, where Keras is, the order of a model's variables", _add_order),
     "compare": ("say whether two trainings are the same, and where they differ", _add_compare),
+    "replay": ("say whether the optimizer takes the recorded steps of Keras's", _add_replay),
 }
 
 if __name__ == "__main__":

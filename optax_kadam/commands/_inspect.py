@@ -52,7 +52,7 @@ def _without_arrays(contents: Contents) -> Contents:
 
 
 def _heading(path: pathlib.Path, scalars: KerasTraining, has_state: bool) -> dict[str, str]:
-    heading = {"file": str(path), "generation": scalars.generation, "optimizer": _optimizer(scalars.config)}
+    heading = {"file": str(path), "generation": scalars.generation, "optimizer": optimizer_text(scalars.config)}
     if scalars.config is not None and parse(scalars.config).arguments.get("weight_decay"):
         heading["weight decay"] = f"of all parameters, as far as can be told: {EXCLUSIONS}"
     if not has_state:
@@ -71,7 +71,7 @@ def _heading(path: pathlib.Path, scalars: KerasTraining, has_state: bool) -> dic
     return heading
 
 
-def _optimizer(config: Mapping[str, object] | None) -> str:
+def optimizer_text(config: Mapping[str, object] | None) -> str:
     """Return the class of the optimizer, and the arguments that differ from Keras's defaults."""
     if config is None:
         return f"{_UNKNOWN}: hand it over with --config"

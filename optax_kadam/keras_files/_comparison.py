@@ -106,7 +106,7 @@ class Comparison:
         return all(n.is_equal for n in numbers if n.decides) and all(row.is_within(ulp, share) for row in self.arrays)
 
     def __str__(self) -> str:
-        lines = [f"a  {_fitting(self.a, _WIDTH - 3)}", f"b  {_fitting(self.b, _WIDTH - 3)}", ""]
+        lines = [f"a  {fitting(self.a, _WIDTH - 3)}", f"b  {fitting(self.b, _WIDTH - 3)}", ""]
         table = [("", "a", "b", "")]
         for number in (*self.numbers, *(self.configuration or ())):
             verdict = "" if number.is_equal else "different" if number.decides else "not compared"
@@ -131,13 +131,13 @@ class Comparison:
         lone, measured = [row for row in apart if row.problem], [row for row in apart if not row.problem]
         for row in lone[:_SHOWN]:
             end = f": {row.problem}" if row.path else row.problem
-            path = _fitting(row.path, max(_WIDTH - 13 - len(end), 16))
+            path = fitting(row.path, max(_WIDTH - 13 - len(end), 16))
             lines.append(f"{row.slot:<11}  {path}{end}"[:_WIDTH])
         lines += [f"and {len(lone) - _SHOWN} more"] * (len(lone) > _SHOWN) + [""] * bool(lone)
         if measured:
             lines.append(f"{'slot':<11}  {'ULP':>10}  {'share':>7}  array")
             for row in measured[:_SHOWN]:
-                path = _fitting(row.path, _WIDTH - 34)
+                path = fitting(row.path, _WIDTH - 34)
                 lines.append(f"{row.slot:<11}  {_counted(row.ulp):>10}  {row.share:>7.1e}  {path}")
             scale = "change since the start" if self.since_start else "number in it"
             lines += [f"and {len(measured) - _SHOWN} more"] * (len(measured) > _SHOWN)
@@ -145,7 +145,7 @@ class Comparison:
         return lines
 
 
-def _fitting(text: str, width: int) -> str:
+def fitting(text: str, width: int) -> str:
     """Return the text, or its end if it is longer than `width`, which is what tells one path from another."""
     return text if len(text) <= width else f"...{text[len(text) - width + 3 :]}"
 
@@ -160,7 +160,7 @@ def _shown(value: object) -> str:
     """Return a short text for a value; a float as float32 writes it, as Keras keeps it so."""
     if value is None:
         return "-"
-    return _fitting(str(np.float32(value)) if isinstance(value, float) else str(value), 18)
+    return fitting(str(np.float32(value)) if isinstance(value, float) else str(value), 18)
 
 
 def _counted(ulp: float | None) -> str:

@@ -122,8 +122,8 @@ def live_contents(model: Any, optimizer: Any = None) -> Contents:
         )
     if hasattr(model, "jax_state_sync"):  # Within an epoch, `fit` on JAX holds the arrays; Keras's callbacks call this.
         model.jax_state_sync()
-    serialized = _serialized(optimizer)
-    config = parse(serialized)
+    saved = serialized(optimizer)
+    config = parse(saved)
     weights = list(model.weights)
     if not weights:
         raise ValueError(
@@ -138,7 +138,7 @@ def live_contents(model: Any, optimizer: Any = None) -> Contents:
         _variable(next(following) if id(weight) in ids else weight, config.generation, id(weight) in ids)
         for weight in weights
     ]
-    return Contents(config.generation, serialized, variables, slots, "live")
+    return Contents(config.generation, saved, variables, slots, "live")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _variable(variable: Any, generation: Generation, is_trainable: bool) -> Vari
     return Variable(variable.path if generation == "keras3" else variable.name, _live(variable), is_trainable)
 
 
-def _serialized(optimizer: Any) -> dict[str, Any]:
+def serialized(optimizer: Any) -> dict[str, Any]:
     """Return the optimizer as Keras serializes it into a file, or raise if it is no Adam of Keras's own."""
     kind = type(optimizer)
     if kind.__module__.split(".")[0] not in KERAS_PACKAGES or kind.__name__ not in _CLASSES:
@@ -178,7 +178,7 @@ def _serialized(optimizer: Any) -> dict[str, Any]:
     config = plain(optimizer.get_config())
     is_legacy = hasattr(optimizer, "get_slot")
     if hasattr(optimizer, "inner_optimizer"):
-        config["inner_optimizer"] = _serialized(optimizer.inner_optimizer)
+        config["inner_optimizer"] = serialized(optimizer.inner_optimizer)
     elif is_legacy and isinstance(config["learning_rate"], float) and not hasattr(optimizer.learning_rate, "assign"):
         config["learning_rate"] = _CALLABLE
     module = "keras.optimizers.legacy" if is_legacy else "keras.optimizers"
