@@ -116,6 +116,24 @@ def collectives(text: str) -> dict[str, int]:
     return dict(collections.Counter(opcode for opcode in opcodes if opcode in _COLLECTIVES))
 
 
+def sent(text: str) -> dict[str, int]:
+    """Return the bytes of the whole arrays that go through each kind of collective, as each device has them.
+
+    That is what an all-gather gives, what a reduce-scatter takes, and what goes through any other. A ring of many
+    devices sends nearly as much from each device, and an all-reduce twice that.
+    """
+    total: collections.Counter[str] = collections.Counter()
+    for computation in computations(text):
+        for one in computation.values():
+            kind = one.opcode.removesuffix("-done")
+            if kind in _COLLECTIVES:
+                arrays = one.results
+                if kind == "reduce-scatter" and kind == one.opcode:
+                    arrays = [array for operand in one.operands for array in computation[operand].results]
+                total[kind] += sum(array.bytes for array in arrays)
+    return dict(total)
+
+
 def aliased(text: str) -> int:
     """Return how many results are written into the buffer of an argument."""
     return len(re.findall(r"(?:may|must)-alias\)", text.partition("entry_computation_layout")[0]))
