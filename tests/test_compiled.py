@@ -1,5 +1,6 @@
 """XLA's CPU compiler makes few kernels of a step, which move few bytes; neither depends on the machine's load."""
 
+import pathlib
 import re
 from functools import cache
 
@@ -13,6 +14,7 @@ from benchmarks._hlo import Work, computations, shapes, work
 
 pytestmark = pytest.mark.compiler
 
+ROOT = pathlib.Path(__file__).parents[1]
 LEAVES, ELEMENTS = 3, 100_000
 ARRAY = 4 * ELEMENTS * LEAVES  # Bytes: an array as large as all leaves together.
 LEARNING_RATE = 1e-3
@@ -58,6 +60,33 @@ def compiled(name: str, keeps_norm: bool = True) -> str:
 
 def of(name: str, branch: int = 0) -> Work:
     return work(compiled(name), branch)
+
+
+DOCUMENTED = re.findall(
+    r"^\| `((?:ok|optax)\..*)` \| (\d+) \| (\d+) \|$", (ROOT / "docs" / "how-fast.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("name", "state", "besides"), DOCUMENTED)
+def test_the_memory_of_a_step_is_what_the_documentation_says(name: str, state: str, besides: str):
+    tx = eval(name, {"ok": ok, "optax": optax})
+    params = [jax.ShapeDtypeStruct((1 << 16,), jnp.float32)] * LEAVES
+    count = sum(leaf.size for leaf in params)
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        kept = jax.eval_shape(tx.init, params)
+        memory = jax.jit(step, donate_argnums=(0, 1)).lower(params, kept, params).compile().memory_analysis()
+    bytes_kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    needed = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    assert [round(size / count, 2) for size in (bytes_kept, needed)] == [int(state), int(besides)]
+
+
+def test_the_documentation_has_the_table_of_memory():
+    assert len(DOCUMENTED) == 13
 
 
 # The step, the most kernels for a leaf, and the most arrays of its size that they read and write. Adam has to move 7
