@@ -10,6 +10,7 @@ from optax_kadam._flax import is_wrapper
 from optax_kadam._gradients import Tree, is_rows
 
 _SHOWN = 30  # Paths in a message.
+_EXPRESSIONS = "`except_names` must be given regular expressions that are not empty."
 
 
 def except_names(*names: str) -> Callable[[Tree], Tree]:
@@ -69,17 +70,12 @@ def _pattern(name: object) -> re.Pattern[str]:
             f"`except_names` must be given strings. Received: {name!r}. "
             "Write except_names('bias', 'scale'), without a list; for parameters themselves, hand over a tree of bools."
         )
+    if not name:
+        raise ValueError(f"{_EXPRESSIONS} Received: ''. Leave it out to decay everything.")
     try:
-        return re.compile(name) if name else _refuse(name, "it is empty")
+        return re.compile(name)
     except re.error as error:
-        return _refuse(name, error)
-
-
-def _refuse(name: str, why: object) -> re.Pattern[str]:
-    raise ValueError(
-        "`except_names` must be given regular expressions that are not empty. "
-        f"Received: {name!r}: {why}. `re.escape` makes one of any text."
-    )
+        raise ValueError(f"{_EXPRESSIONS} Received: {name!r}: {error}. `re.escape` makes one of any text.") from error
 
 
 def _check_found(patterns: list[re.Pattern[str]], paths: list[str]) -> None:

@@ -72,7 +72,8 @@ def test_every_buffer_is_donated(arguments):
         return optax.apply_updates(params, updates), state
 
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    assert aliased(compiled.as_text()) == len(jax.tree.leaves((params, state)))
+    unread = jax.tree.leaves(optax.tree.get(state, "gradient_norm"))  # The old norms: JAX does not even hand them over.
+    assert aliased(compiled.as_text()) == len(jax.tree.leaves((params, state))) - len(unread)
     arrays_copied = [shape for shape in shapes(compiled.as_text(), "copy") if shape]
     assert not arrays_copied or "gradient_accumulation_steps" in arguments
 

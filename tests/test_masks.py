@@ -117,7 +117,7 @@ def test_an_expression_that_is_not_found_is_refused(params, names, match):
     [
         ((), ValueError, "At least one expression must be given to `except_names`. Received: none. Leave"),
         ((["bias"],), TypeError, r"`except_names` must be given strings. Received: \['bias'\]. Write except_names\('b"),
-        (("bias", ""), ValueError, "regular expressions that are not empty. Received: '': it is empty. `re.escape`"),
+        (("bias", ""), ValueError, "regular expressions that are not empty. Received: ''. Leave it out"),
         (("bias[",), ValueError, r"(?s)must be given regular expressions .*Received: 'bias\[': unterminated"),
     ],
 )

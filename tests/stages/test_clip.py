@@ -243,6 +243,14 @@ def test_a_norm_is_in_float32_whatever_the_gradients_are_in(make, norm_of, dtype
         assert_close(kept_norm(state), norm_of(jax.tree.map(lambda x: x.astype("float64"), g)))
 
 
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_a_clip_that_is_a_power_of_two_and_never_clips_leaves_every_bit(clip):
+    found, expected = (
+        tx.update(draw(0), tx.init(PARAMS), PARAMS)[0] for tx in (ok.kadam(**{clip: 2.0**30}), ok.kadam())
+    )
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, expected)))
+
+
 def test_an_infinite_norm_shows():
     tx = ok.clip_by_global_norm(0.5)
     _, state = tx.update({"a": jnp.array([jnp.inf]), "b": jnp.ones(2)}, tx.init(PARAMS))
