@@ -52,8 +52,17 @@ class Race(NamedTuple):
 
     def ratio(self, name: str, reference: str) -> Spread | None:
         """Return a contender's ratio to another in the rounds that have both; None if there is none."""
-        both = [measured for measured in self.rounds if {name, reference} <= measured.keys()]
+        both = self._with_both(name, reference)
         return spread([measured[name] / measured[reference] for measured in both]) if both else None
+
+    def ratio_of_least(self, name: str, reference: str) -> float | None:
+        """Return the ratio of the least figures of both in these rounds; None if there is none."""
+        both = self._with_both(name, reference)
+        least = lambda name: min(measured[name] for measured in both)  # noqa: E731
+        return least(name) / least(reference) if both else None
+
+    def _with_both(self, name: str, reference: str) -> list[Round]:
+        return [measured for measured in self.rounds if {name, reference} <= measured.keys()]
 
 
 def spread(figures: Sequence[float]) -> Spread:

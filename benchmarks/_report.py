@@ -43,12 +43,16 @@ def load() -> list[float]:
 
 def show(session: Session, console: Console) -> None:
     """Print the tables of a question."""
+    sized = [race for race in session.races if race.size and session.one_table]
+    if sized:
+        console.print(by_size(sized))
     for race in session.races:
-        console.print(table(race))
+        if race not in sized:
+            console.print(table(race))
         for aim in aims(race):
             goal = f", aim: at most {_number(aim['at_most'])}" if aim["at_most"] else ""
-            console.print(f"  {aim['what']}: {aim['text']}{goal}", highlight=False)
-        console.print()
+            console.print(f"  {aim['case']}: {aim['what']}: {aim['text']}{goal}", highlight=False)
+    console.print()
     for note in session.notes:
         console.print(note, highlight=False)
 
@@ -76,6 +80,26 @@ def table(race: Race) -> Table:
             cells.append(f"{race.moves / row['median'] / 1e9:.3g}")
             cells += [str(row["kernels"]), f"{row['bytes'] / race.moves:.2f}"] if row["kernels"] is not None else []
         shown.add_row(row["name"], *cells)
+    return shown
+
+
+def by_size(races: list[Race]) -> Table:
+    """Return the cases of a question in one table: the first contender of each, over each of the others."""
+    ours = races[0].names[0]
+    shown = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "beside"):
+        shown.add_column(column, no_wrap=True)
+    unit = f"{races[0].unit}, least"
+    for column in (f"{ours}\n{unit}", f"the peer\n{unit}", "ratio\nof the least", "ratio, median\n(quartiles)"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for race in races:
+        for name in race.names[1:]:
+            ratio, of_least = race.ratio(ours, name), race.ratio_of_least(ours, name)
+            assert ratio and of_least  # Each of these takes turns with ours.
+            theirs = min(race.figures(name)) * SCALES[race.unit]
+            cells = f"{theirs * of_least:.3g}", f"{theirs:.3g}", f"{of_least:.2g}", _text(ratio, 2)
+            shown.add_row(race.title if name == race.names[1] else "", name, *cells)
+        shown.add_section()
     return shown
 
 
@@ -109,9 +133,9 @@ def aims(race: Race) -> list[dict[str, Any]]:
     return found
 
 
-def _text(ratio: Spread) -> str:
-    quartiles = f" ({ratio.lower:.3g} to {ratio.upper:.3g})" if ratio.upper > ratio.lower else ""
-    return f"{ratio.median:.3g}{quartiles}"
+def _text(ratio: Spread, digits: int = 3) -> str:
+    quartiles = f" ({ratio.lower:.{digits}g} to {ratio.upper:.{digits}g})" if ratio.upper > ratio.lower else ""
+    return f"{ratio.median:.{digits}g}{quartiles}"
 
 
 def write_json(session: Session, path: pathlib.Path, load_before: list[float]) -> None:

@@ -36,6 +36,7 @@ class Session:
         self.label, self.rounds, self.seconds, self.quick = label, rounds, seconds, quick
         self.races: list[Race] = []
         self.notes: list[str] = []
+        self.one_table = False  # Whether the cases of all sizes are shown in one table.
         self._errors = Console(stderr=True)
 
     def race(

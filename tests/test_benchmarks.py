@@ -1,11 +1,14 @@
 """The benchmarks run and say what they should; their figures depend on the machine, and are not looked at."""
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks import _report
 from benchmarks.__main__ import QUESTIONS, main
@@ -65,9 +68,29 @@ def test_a_ratio_is_the_median_of_those_within_the_rounds():
     race = Race("a case", rounds, ("theirs",))
     assert race.ratio("ours", "theirs") == Spread(1.0, 0.75, 1.25)
     assert race.ratio("ours", "another") is None
+    assert race.ratio_of_least("ours", "theirs") == 0.5 and race.ratio_of_least("ours", "another") is None
     assert race.figures("ours") == [1.0, 30.0, 3.0, 9.0]
     (ours, theirs) = _report.rows(race)
     assert (ours["median"], ours["least"]) == (6.0, 1.0) and theirs["spread"] == 14.0 / 2.0
+
+
+def test_the_cases_of_all_sizes_are_one_table():
+    """Each row has the figures of the rounds with its peer alone: ours at its least, the peer's, and the ratios."""
+    rounds = [{"ours": 2e-3, "a": 4e-3}, {"ours": 3e-3, "a": 4e-3}, {"ours": 1e-3, "b": 5e-3}]
+    cases = [Race(f"{size} rows", rounds, ("ours",), size=size) for size in (10, 20)]
+    lines = _printed(_report.by_size(cases))
+    assert [line.split() for line in lines if " a " in line or " b " in line] == [
+        ["10", "rows", "a", "2", "4", "0.5", "0.62", "(0.56", "to", "0.69)"],
+        ["b", "1", "5", "0.2", "0.2"],
+        ["20", "rows", "a", "2", "4", "0.5", "0.62", "(0.56", "to", "0.69)"],
+        ["b", "1", "5", "0.2", "0.2"],
+    ]
+
+
+def _printed(table: Table) -> list[str]:
+    console = Console(width=140, file=io.StringIO(), highlight=False)
+    console.print(table)
+    return console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]: it is a StringIO.
 
 
 def test_each_round_has_an_order_of_its_own():
