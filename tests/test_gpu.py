@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import optax_kadam as ok
-from benchmarks._hlo import Work, work
+from benchmarks._hlo import Work, aliased, opcodes, work
 
 pytestmark = pytest.mark.gpu
 
@@ -100,6 +100,22 @@ def test_no_more_than_optax(name: str):
     step, peer = compiled(STEPS[name][0]()), compiled(PEERS[name]())
     assert len(step.kernels) <= len(peer.kernels)
     assert step.bytes <= peer.bytes * 1.001
+
+
+def test_a_step_of_a_deferred_table_copies_no_table():
+    table_of, rows = ok.deferred_rows(), 200_000
+    there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device()))  # noqa: E731
+
+    def step(table, indices, targets):
+        return table_of.update(table, indices, table_of.read(table, indices) - targets)
+
+    table = jax.eval_shape(table_of.init, jax.ShapeDtypeStruct((rows, 64), jnp.float32))
+    batch = jax.ShapeDtypeStruct((512,), jnp.int32), jax.ShapeDtypeStruct((512, 64), jnp.float32)
+    compiled = jax.jit(step, donate_argnums=0).lower(*jax.tree.map(there, (table, *batch))).compile()
+    text = compiled.as_text() or ""
+    assert "copy" not in opcodes(text, rows)
+    assert aliased(text) == len(jax.tree.leaves(table))
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * rows * 64 * 4
 
 
 if __name__ == "__main__":

@@ -164,6 +164,24 @@ def test_zero1_gathers_each_parameter():
     assert figures.beyond < 4 * 111e6
 
 
+@pytest.mark.parametrize(("width", "copies"), [(128, 0), (64, 6)])
+def test_a_deferred_table_is_copied_unless_its_rows_fill_the_lanes(width, copies):
+    """The compiler keeps rows of less than 128 numbers in another order, and turns three arrays there and back."""
+    table_of, rows = ok.deferred_rows(), 1_000_000
+    sharding = jax.sharding.SingleDeviceSharding(mesh_of("v5e:2x2", 1).devices[0])
+    there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+
+    def step(table, indices, targets):
+        return table_of.update(table, indices, table_of.read(table, indices) - targets)
+
+    table = jax.eval_shape(table_of.init, jax.ShapeDtypeStruct((rows, width), jnp.float32))
+    batch = jax.ShapeDtypeStruct((512,), jnp.int32), jax.ShapeDtypeStruct((512, width), jnp.float32)
+    compiled = jax.jit(step, donate_argnums=0).lower(*jax.tree.map(there, (table, *batch))).compile()
+    text = compiled.as_text() or ""
+    assert _hlo.shapes(text, "copy", "copy-start").count((rows, width)) == copies
+    assert _hlo.aliased(text) == len(jax.tree.leaves(table))
+
+
 def keep_params():
     """Return a transformation whose state keeps the parameters as they were, which takes a copy of each."""
     return optax.GradientTransformation(lambda params: params, lambda updates, state, params: (updates, params))
