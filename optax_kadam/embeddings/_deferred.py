@@ -101,6 +101,8 @@ def deferred_rows(
     The count of the steps never overflows: after 2**31 - 1 it goes on through its last 32768 values (or more, where the
     betas fade slowly, or fewer, where the table is small), and a schedule sees these.
 
+    On a TPU, let a row have a multiple of 128 numbers: tables of narrower ones are copied at every step.
+
     A row costs its values, its moments in float32, and 4 bytes. A table has besides a ring of its last steps, which the
     checkpoint holds too. It has an entry for each of 32768 steps if the table has more than 8192 rows, and about two to
     four for each row of a smaller one, but no less than four times the steps that still matter to a row:
