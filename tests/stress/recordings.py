@@ -4,8 +4,10 @@
 
 KIND is one of those of `tests.stress.live_models`, whose docstring says what to install for each. Each case is fitted
 for 8 steps by `fit`, which is run eagerly, after 2 steps that are not recorded; its recording is replayed op by op and
-jitted. A model with an embedding gives TensorFlow's optimizers rows (`IndexedSlices`). Last, a `fit` that compiles must be
-refused, and leave no file.
+jitted. It holds if the op by op one is within 1e-5 of the movement. A model with an embedding gives TensorFlow's
+optimizers rows (`IndexedSlices`): Keras 3 on TensorFlow adds up the squares of a row that comes twice, where all others
+square the sum, so that it must differ there, and in the table alone. Last, a `fit` that compiles must be refused, and
+leave no file.
 """
 
 import os
@@ -16,8 +18,6 @@ import warnings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-KIND = sys.argv[1] if len(sys.argv) > 1 else ""
-os.environ["KERAS_BACKEND"] = KIND if KIND in ("jax", "torch") else "tensorflow"  # Keras is imported below.
 
 import jax
 import numpy as np
@@ -26,6 +26,8 @@ import optax_kadam as ok
 from optax_kadam.commands._replay import replayed
 from optax_kadam.keras_files._recording import read_recording
 
+KIND = sys.argv[1] if len(sys.argv) > 1 else ""
+os.environ["KERAS_BACKEND"] = KIND if KIND in ("jax", "torch") else "tensorflow"  # Keras is imported below.
 RNG = np.random.default_rng(0)
 TOKENS, Y = RNG.integers(0, 7, (40, 3)), RNG.normal(size=(40, 2)).astype("f4")
 X = RNG.normal(size=(40, 4)).astype("f4")
@@ -108,7 +110,12 @@ def run(keras, name, has_embedding, optimizer, path):
     recording = read_recording(path)
     ways = {way: replayed(recording, is_jitted=way == "jitted") for way in ("op by op", "jitted")}
     kinds = {type(g).__name__ for step in recording.steps for g in step.gradients.values()}
-    held = len(recording.steps) == 8 and recording.start.iterations == 2 and ways["op by op"].is_within(None, 1e-5)
+    held = len(recording.steps) == 8 and recording.start.iterations == 2
+    if KIND == "tensorflow" and has_embedding:
+        far = {apart.name for apart in ways["op by op"].differing if apart.distance.share > 1e-5}
+        held &= far == {"m/emb/embeddings", "nu of m/emb/embeddings"}
+    else:
+        held &= ways["op by op"].is_within(None, 1e-5)
     texts = [f"{way} {shown(result):22}" for way, result in ways.items()]
     print(f"{name:22} {' '.join(texts)} {'held' if held else 'NOT HELD'} {sorted(kinds)}", flush=True)
     return held
