@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import os
 import pathlib
 import re
 import shutil
@@ -19,6 +20,7 @@ from sphinx.application import Sphinx
 import optax_kadam
 
 HERE = pathlib.Path(__file__).parent
+REPOSITORY = "https://github.com/optax-kadam/optax_kadam/blob/main"
 # Sphinx reads below its own folder alone. Times are kept, so that what did not change is not read again.
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -107,6 +109,21 @@ def public(role: str, rawtext: str, text: str, *_: Any) -> tuple[list[nodes.Node
     return [linked(nodes.literal(rawtext, text, classes=["py", "py-obj"]), text)], []
 
 
+def lead_out(app: Sphinx, page: str, source: list[str]) -> None:
+    """Lead a link out of `docs`, as it works in the repository, to the page of a notebook or to the repository."""
+    folder = (HERE / page).parent
+
+    def led(link: re.Match[str]) -> str:
+        path = (folder / link[1]).resolve()
+        if path.is_relative_to(HERE) or not path.exists() or path.suffix == ".png":
+            return link[0]
+        if path.suffix == ".ipynb":
+            return f"]({os.path.relpath(HERE / 'notebooks' / path.name, folder)}"
+        return f"]({REPOSITORY}/{path.relative_to(HERE.parent)}"
+
+    source[0] = re.sub(r"\]\(((?:\.\./)+[^)#\s]+)", led, source[0])
+
+
 def tidy(app: Sphinx, doctree: nodes.document) -> None:
     """Link public names that stand with `ok.` in code, and drop the blank line that a doctest needs at its end."""
     for block in doctree.findall(nodes.literal_block):
@@ -169,6 +186,7 @@ def signature_of(
 def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.add_role("public", public)
+    app.connect("source-read", lead_out)
     app.connect("doctree-read", tidy)
     app.connect("autodoc-process-docstring", with_blocks, priority=400)  # Before napoleon.
     app.connect("autodoc-process-signature", signature_of)
