@@ -37,6 +37,7 @@ html_title = "optax_kadam"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_show_copyright = False
+html_domain_indices = False  # Of modules, of which there are two to name.
 pygments_dark_style = "a11y-high-contrast-dark"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
