@@ -1,13 +1,17 @@
 """The consoles of `docs/command-line.md`: each command is run, and must print what stands there."""
 
+import contextlib
 import json
 import pathlib
 import re
 import shlex
 import shutil
 
+import keras
+import numpy as np
 import pytest
 
+import optax_kadam as ok
 from optax_kadam.__main__ import _COMMANDS, main
 from optax_kadam.commands._recipe import RECIPE
 
@@ -34,6 +38,13 @@ def folder(tmp_path, monkeypatch):
     config = json.loads((samples / "adam.optconfig.json").read_text())["get_config"]
     (tmp_path / "optimizer.json").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
+    with keras_rules():
+        variables = [keras.Variable(np.ones(shape, "float32")) for shape in ((3, 2), (2,))]
+        optimizer = keras.optimizers.Adam(0.1, clipnorm=1.0)
+        optimizer.build(variables)
+        with ok.record(optimizer, "first_steps.npz", steps=4):
+            for _ in range(4):
+                optimizer.apply([2 * variable.value for variable in variables])
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -45,12 +56,14 @@ def lines(text):
 @pytest.mark.usefixtures("folder")
 def test_a_command_prints_what_is_documented(capsys, session):
     for command, documented in examples(session):
-        with keras_rules():
+        with keras_rules(), contextlib.suppress(SystemExit):
             main(command)
         printed, documented = lines(capsys.readouterr().out), lines(documented)
-        if documented[-1] == "...":
-            del documented[-1], printed[len(documented) :]
-        assert printed == documented
+        if documented[-1].endswith("..."):
+            del printed[len(documented) :]
+        assert len(printed) == len(documented)
+        for line, pattern in zip(printed, documented, strict=True):
+            assert re.fullmatch(re.escape(pattern).replace(re.escape("..."), ".*"), line)
 
 
 @pytest.mark.slow
