@@ -42,8 +42,8 @@ def distance(a: np.ndarray, b: np.ndarray, start: np.ndarray | None = None) -> D
         furthest = max(furthest, float(np.nan_to_num(apart, nan=math.inf, posinf=math.inf).max(initial=0.0)))
         scale = max(scale, float(moved.max(initial=0.0, where=np.isfinite(moved))))
         zeros += int(np.count_nonzero((x == 0) & (y == 0) & (np.signbit(wide_x) != np.signbit(wide_y))))
-    share = furthest / scale if scale else math.inf * furthest if furthest else 0.0
-    return Distance(ulp, share, zeros)
+    # Without a finite change there is no distance, or an infinite one.
+    return Distance(ulp, furthest / scale if scale else furthest, zeros)
 
 
 def plain_array(leaf: Any) -> np.ndarray:

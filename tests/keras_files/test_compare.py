@@ -402,6 +402,14 @@ def test_a_parameter_may_be_called_like_a_slot():
     assert apart(found) == [("nu", "mu/kernel", int(np.float32(1).view(np.int32)))] and len(found.arrays) == 6
 
 
+def test_a_part_of_a_partition_may_be_called_like_a_slot():
+    params = {"w": jnp.ones(2), "v": jnp.ones(3)}
+    tx = optax.partition({"mu": ok.kadam(0.1), "nu": ok.kadam(0.1)}, {"w": "nu", "v": "mu"})
+    found = ok.compare((params, tx.init(params)), (params, ok.kadam(0.1).init(params)))
+    assert found.equal
+    assert {row[:2] for row in found.arrays} == {(slot, path) for slot in ("weights", "mu", "nu") for path in "wv"}
+
+
 def test_configurations_are_compared():
     def training(**arguments):
         return dataclasses.replace(TRAINING, config=ok.to_config(amsgrad=True, **arguments))

@@ -71,6 +71,7 @@ def test_infinity_equals_itself_and_is_one_ulp_from_the_largest_number():
     infinite = np.array([np.inf, 1], "f4")
     assert distance(infinite, infinite) == (0, 0.0, 0) and distance(infinite, -infinite).share == math.inf
     assert distance(infinite, top)[:2] == (1, math.inf)
+    assert distance(infinite[:1], -infinite[:1]).share == math.inf
 
 
 def test_zeros_that_differ_in_sign_are_counted():
