@@ -83,6 +83,7 @@ def test_fit_gives_the_bits_of_keras(arguments):
         assert furthest(fitted(in_keras(ok.kadam(0.0))), expected) > 1000
 
 
+@pytest.mark.slow
 def test_schedules_and_callbacks_of_keras_set_the_learning_rate():
     schedule = keras.optimizers.schedules.CosineDecay(0.05, 6)
     assert furthest(fitted(in_keras(ok.kadam(0.0), schedule)), fitted(keras.optimizers.Adam(schedule))) == 0
@@ -118,6 +119,7 @@ def test_a_loop_around_stateless_call_gives_the_bits_of_stateless_apply():
     assert furthest(trained(model, tx.update, tx.init([v.value for v in model.trainable_variables])), expected) == 0
 
 
+@pytest.mark.slow
 def test_what_the_page_says_of_the_optimizer(tmp_path):
     with pytest.raises(KeyError, match="learning_rate"):
         fitted(in_keras(optax.adam(0.01)))
@@ -142,6 +144,7 @@ def test_what_the_page_says_of_the_optimizer(tmp_path):
     assert [x.shape for x in average] == [v.shape for v in second.trainable_variables]
 
 
+@pytest.mark.slow
 def test_the_loss_of_mixed_float16_is_scaled():
     """`compile` puts Keras's `LossScaleOptimizer` around it, which skips steps whose gradients overflow."""
     try:

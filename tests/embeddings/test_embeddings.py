@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import textwrap
 
 import jax
@@ -17,7 +18,7 @@ import optax_kadam as ok
 from benchmarks._hlo import aliased, opcodes
 
 from ..helpers import share
-from ..sparing import quick_jit
+from ..sparing import mostly_slow, quick_jit
 
 # Two users' features, three of items', of which two share a table.
 FEATURES = {"user": "users", "country": "countries", "item": "items", "shop": "shops", "liked": "items"}
@@ -146,8 +147,11 @@ def dense_losses(flax):
     return losses, params["tables"]
 
 
-@pytest.mark.parametrize("build", [in_nnx, in_linen], ids=["nnx", "linen"])
-@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("build", "devices"),
+    mostly_slow(itertools.product((in_nnx, in_linen), (1, 8)), lambda *case: case == (in_nnx, 1)),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_two_towers_train_as_the_dense_model_does(build, devices):
     wanted, wanted_tables = dense_losses(build.__name__.removeprefix("in_"))
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
