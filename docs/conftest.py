@@ -14,7 +14,8 @@ collect_ignore = ["conf.py", "port_a_transformer.py"]  # Sphinx's, and a program
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let a page write what it likes; `tests` is there, for its recorded files."""
+    """Let a page write what it likes; `tests` is there, for its recorded files, and Keras counts its names from 1."""
+    pytest.importorskip("keras").utils.clear_session()
     (tmp_path / "tests").symlink_to(pathlib.Path(__file__).parents[1] / "tests")
     monkeypatch.chdir(tmp_path)
     yield
