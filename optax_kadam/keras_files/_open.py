@@ -72,6 +72,8 @@ def archive_contents(archive: Archive, hints: Hints) -> Contents:
     model = archive.json("config.json")
     compiled = model.get("compile_config")
     found = compiled.get("optimizer") if isinstance(compiled, dict) else None
+    if isinstance(found, str):
+        found = _defaults_of(found, version)
     return numbered_contents(archive.weights(), model, version, hints._replace(config=hints.config or found))
 
 
@@ -79,6 +81,15 @@ def hdf5_contents(root: Group, hints: Hints) -> Contents:
     """Return the contents of a `.h5` or a `.weights.h5` file."""
     is_named = root.at("model_weights") or "layer_names" in root.attrs or "layer_names0" in root.attrs
     return named_contents(root, hints.config) if is_named else numbered_contents(root, None, None, hints)
+
+
+def _defaults_of(name: str, keras_version: str) -> Mapping[str, object]:
+    """Return the configuration of an optimizer that was handed to `compile` by its name, with its default arguments.
+
+    Keras 3.0 to 3.4 and tf_keras save what `compile` was given: `"adam"`.
+    """
+    arguments = {} if keras_version.startswith("3.") else {"is_legacy_optimizer": False}
+    return {"module": "keras.optimizers", "class_name": name, "config": arguments}
 
 
 def _contents_of_one(source: Source, hints: Hints, files: Files) -> Contents | None:

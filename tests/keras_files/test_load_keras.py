@@ -430,7 +430,7 @@ UNCLAIMED = {
     ("k3j/adam.h5", "Received: the attribute 'training_confhg' of /"): _renamed_attribute(
         "training_config", "training_confhg"
     ),
-    ("k3j/adam.h5", "Received: the array /model_weigxts/bn/m/bn/beta"): _renamed(
+    ("k3j/adam.h5", "must hold each layer that it lists. Received: none for 'bn'"): _renamed(
         "model_weights/bn", "model_weigxts/bn"
     ),
     ("k3j/adam.h5", "Received: the array /optimizes_weights"): _renamed("optimizer_weights", "optimizes_weights"),

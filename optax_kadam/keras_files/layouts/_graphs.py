@@ -1,6 +1,7 @@
 """TensorFlow checkpoints and SavedModels hold a graph of objects, one of which is the optimizer.
 
-    keras3      its children are _iterations, _learning_rate, _momentums, _velocities, ..., _trainable_variables
+    keras3      its children are _iterations (at first `iterations`), _learning_rate, _variables, which is the list of
+                the numbered format, _momentums, _velocities, ..., _trainable_variables
     tf_keras    its children are the same but the last; a slot is named after its variable: `Adam/m/dense/kernel`
     legacy      its children are iter, beta_1, ...; it lists its slots: variable, `m`, `v` or `vhat`, array
 
@@ -44,9 +45,11 @@ _NOT_MODEL = re.compile(
 # What files hold beside a model and its Adam: by a name in the path of a tensor, and by the name at its end.
 _BESIDE = re.compile(rf"save_counter|keras_api|_all_variables|{NOT_WEIGHTS.pattern}")
 _HYPERPARAMETERS = {"iter", "beta_1", "beta_2", "decay", "learning_rate"}
-_HYPERPARAMETERS |= {"_iterations", "_learning_rate", "_current_learning_rate"}
+_HYPERPARAMETERS |= {"_iterations", "iterations", "_learning_rate", "_current_learning_rate"}
 _LOSS_SCALES = ({"step_counter", "dynamic_scale"}, {"current_loss_scale", "good_steps"})
 _SCALE_NAMES = ("step_counter", "good_steps"), ("dynamic_scale", "current_loss_scale")
+# Keras 3's `export` lists the states of random generators among the variables of the model, and names them so.
+_SEED = re.compile(r"(.*/)?seed_generator_state")
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 _WITH_MODEL = "Save the model with it: `tf.train.Checkpoint(model=model, optimizer=optimizer)`."
 
@@ -97,6 +100,7 @@ def _check_claimed(
         arrays += [array for array in scalars if array is not None]
         arrays += itertools.chain(*slots.arrays().values())
     claimed = {id(array) for array in arrays}
+    beside = {*beside, *(str(node.key) for node in checkpoint.nodes if _is_seed(node))}
     if len(claimed) < len(arrays):
         raise ValueError(
             f"A tensor must be one variable or one slot. Received: {len(claimed)} tensors for {len(arrays)} of them. "
@@ -114,6 +118,10 @@ def _check_claimed(
 
 def _is_optimizer(node: Node) -> bool:
     return {"_momentums", "_velocities"} <= node.children.keys() or bool(node.slots)
+
+
+def _is_seed(node: Node) -> bool:
+    return bool(_SEED.fullmatch(node.full_name or ""))
 
 
 def _is_loss_scale(node: Node) -> bool:
@@ -171,7 +179,8 @@ class _Graph:
         if "variables" in self._nodes[0].children:  # A SavedModel lists its variables.
             listed = self._nodes[self._nodes[0].children["variables"]].children
             self._check_numbers(listed)  # Tables count too, but are not saved.
-            yield from (listed[name] for name in sorted(listed, key=int))
+            ordered = (listed[name] for name in sorted(listed, key=int))
+            yield from (index for index in ordered if not _is_seed(self._nodes[index]))
             return
         root = self._nodes[0].children
         is_root = any(name.startswith(("layer-", "layer_with", "train_", "root")) for name in root)
@@ -221,18 +230,19 @@ class _Graph:
     def listed_slots(self, optimizer: Node, model: Sequence[int]) -> tuple[Slots, list[int]]:
         """Return the slots of an optimizer that keeps them in lists, and the nodes of their variables."""
         children = optimizer.children
-        indices = {slot: self._list(children[name]) for name, slot in _SLOT_LISTS.items() if name in children}
-        if not any(indices.values()) and "_variables" in children:
-            # Keras 3.6 filled the lists too late for TensorFlow to see what is in them. All variables are in another.
-            every = self._list(children["_variables"])
+        if is_keras3 := "_trainable_variables" in children and "_variables" in children:
+            # Before 3.10, Keras 3 filled its lists of slots after TensorFlow had looked at them, so that they are empty
+            # in the graph, or some of them are. The list of all its variables was always filled in time.
+            every = [(index, str(self._nodes[index].full_name)) for index in self._list(children["_variables"])]
             indices = {
-                slot: [index for index in every if str(self._nodes[index].full_name).endswith(ending)]
-                for ending, slot in KERAS3_SLOTS.items()
+                slot: [index for index, name in every if name.endswith(ending)] for ending, slot in KERAS3_SLOTS.items()
             }
+        else:
+            indices = {slot: self._list(children[name]) for name, slot in _SLOT_LISTS.items() if name in children}
         lists = {slot: [self.variable(index)[1] for index in nodes] for slot, nodes in indices.items() if nodes}
         if not lists or len({len(arrays) for arrays in lists.values()}) != 1:
             raise ValueError(f"Every variable must have the same slots. Received: {counted(lists)}.")
-        if "_trainable_variables" in children:
+        if is_keras3:
             order = self._list(children["_trainable_variables"])
         else:
             order = self._named_after(indices["mu"], model)
@@ -240,7 +250,7 @@ class _Graph:
             raise ValueError(
                 f"Every trainable variable must have its slots. Received: {len(order)} variables, {counted(lists)}."
             )
-        return self._slots(optimizer, lists, "_iterations"), order
+        return self._slots(optimizer, lists, "_iterations", "iterations"), order
 
     def _named_after(self, slots: Sequence[int], model: Sequence[int]) -> list[int]:
         """Return the nodes of the variables after which the slots are named; of one name, in the order of the model."""
@@ -283,8 +293,8 @@ class _Graph:
             if not _NUMBER.fullmatch(name):
                 raise ValueError(f"A list must have numbers for names. Received: {name[:50]!r}.")
 
-    def _slots(self, optimizer: Node, lists: Mapping[str, Sequence[LazyArray]], count: str) -> Slots:
-        iterations = self.scalar(optimizer, count)
+    def _slots(self, optimizer: Node, lists: Mapping[str, Sequence[LazyArray]], *counts: str) -> Slots:
+        iterations = self.scalar(optimizer, *counts)
         if iterations is None or "mu" not in lists or "nu" not in lists:
             step_count = "no step count" if iterations is None else "a step count"
             raise ValueError(

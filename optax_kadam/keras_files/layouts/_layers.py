@@ -214,7 +214,8 @@ class _Reader:
             attribute = key.lstrip("_")
             configs = arguments.get(attribute)
             if inner.at("vars"):
-                found.append((attribute, self.layer(inner, key, _inner_config(arguments, kind, attribute), scope)))
+                config = _inner_config(arguments, kind, attribute, self._is_keras3)
+                found.append((attribute, self.layer(inner, key, config, scope)))
             elif isinstance(configs, list) and (layers := self._listed(inner, configs, scope)) is not None:
                 found.append((attribute, [stage for _, stages in layers for stage in stages]))
             else:
@@ -258,20 +259,26 @@ def _in_number(group: Group) -> list[tuple[str, Group]]:
     return sorted(group.groups.items(), key=lambda item: _without_number(item[0]))
 
 
-def _inner_config(arguments: Mapping[str, object], kind: str, attribute: str) -> Mapping[str, object] | None:
+def _inner_config(
+    arguments: Mapping[str, Any], kind: str, attribute: str, is_keras3: bool
+) -> Mapping[str, object] | None:
     """Return the serialized layer that is an attribute of a layer of class `kind` with these arguments, or None."""
     if attribute in ATTENTION and SUBLAYERS.get(kind) == tuple(ATTENTION):
         return {"module": "keras.layers", "class_name": "EinsumDense", "config": {"name": ATTENTION[attribute]}}
     cell = re.sub("([123]d)?$", "_cell", kind, count=1)
     if attribute == "cell" and cell in VARIABLES:
         return {"module": "keras.layers", "class_name": cell, "config": {**arguments, "name": cell}}
-    config = arguments.get("layer" if attribute in ("forward_layer", "backward_layer") else attribute)
-    if not isinstance(config, Mapping) or "class_name" not in config:
+    directions = {"forward_layer": ("layer",), "backward_layer": ("backward_layer", "layer")}.get(
+        attribute, (attribute,)
+    )
+    config = next((arguments[name] for name in directions if isinstance(arguments.get(name), Mapping)), None)
+    if config is None or "class_name" not in config:
         return None
     inside, direction = config.get("config"), attribute.removesuffix("_layer")
-    if direction == attribute or not isinstance(inside, Mapping):
+    if direction == attribute or not isinstance(inside, Mapping) or is_keras3:
         return config
-    return {**config, "config": {**inside, "name": f"{direction}_{inside.get('name')}"}}  # As a Bidirectional does.
+    # Keras 3 saves the layers inside a Bidirectional; tf_keras saves what it made them of, without their directions.
+    return {**config, "config": {**inside, "name": f"{direction}_{inside.get('name')}"}}
 
 
 def _class_name(config: object) -> tuple[str, str]:

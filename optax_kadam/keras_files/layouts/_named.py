@@ -44,7 +44,12 @@ _SCALARS = {
 def named_contents(root: Group, config: Mapping[str, object] | None) -> Contents:
     """Return the contents of the `.h5` file with this root group. `config` takes the place of the one in the file."""
     weights = root.at("model_weights") or root
-    named = [(name, _at(layer, name)) for layer in _layers(weights) for name in _names(layer, "weight_names")]
+    scope = _scope(root)
+    named = [
+        (name if "/" in name or scope is None else f"{scope}{layer}/{name}", _at(group, name))
+        for layer, group in _layers(weights)
+        for name in _names(group, "weight_names")
+    ]
     variables = [Variable(name, array) for name, array in dict(reversed(named)).items()][::-1]
     config = config or _saved_config(root)
     optimizer = root.at("optimizer_weights")
@@ -66,11 +71,36 @@ def named_contents(root: Group, config: Mapping[str, object] | None) -> Contents
     return Contents(generation, config, [*(by_path[path] for path in order), *others], slots, "named")
 
 
-def _layers(weights: Group) -> Iterator[Group]:
-    for name in [*_names(weights, "layer_names"), "top_level_model_weights"]:
-        layer = weights.at(name)
-        if layer is not None:
-            yield layer
+def _layers(weights: Group) -> Iterator[tuple[str, Group]]:
+    """Yield the names and the groups of the layers.
+
+    Keras 3.0 leaves a file in which layers are missing, where it fails to write two variables of one name in a layer.
+    """
+    for name in _names(weights, "layer_names"):
+        group = weights.at(name)
+        if group is None:
+            raise ValueError(
+                f"A `.h5` file must hold each layer that it lists. Received: none for {name!r}. {_DAMAGED} "
+                "If Keras raised an error when it saved the model, save it as `.keras`."
+            )
+        yield name, group
+    if top := weights.at("top_level_model_weights"):
+        yield "top_level_model_weights", top
+
+
+def _scope(root: Group) -> str | None:
+    """Return what stands before the names of layers in the paths of variables; None if their names are paths.
+
+    Keras 3.0 writes `kernel` for `sequential/dense/kernel`, in each layer. Its slots are named after the whole path.
+    """
+    text = root.attrs.get("model_config")
+    if not (str(root.attrs.get("keras_version", "")).startswith("3.") and isinstance(text, str)):
+        return None
+    model = parse_json(text.encode(), "model_config")
+    config = model.get("config")
+    if model.get("class_name") != "Sequential" or not isinstance(config, dict):
+        return ""
+    return f"{config.get('name')}/"
 
 
 def _names(group: Group, attribute: str) -> list[str]:
@@ -185,5 +215,5 @@ def _legacy_slots(paths: Sequence[str]) -> _SlotOf:
 def _unknown(name: str) -> ValueError:
     return ValueError(
         f"An optimizer's array must be the slot of one of the model's variables. Received: {name!r}. "
-        "Only Adam and AdamW can be carried over."
+        "Only Adam and AdamW can be carried over. If it is one, save the model as `.keras`."
     )

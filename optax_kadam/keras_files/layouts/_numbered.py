@@ -159,14 +159,18 @@ def _fitting(
 
 
 def _generation(root: Group, keras_version: str | None) -> Generation:
-    """Return the generation of a file without a configuration: Keras 3 names its groups, or counts in int32."""
+    """Return the generation of a file without a configuration.
+
+    Keras 3 names its groups since 3.5; on JAX and torch it counts in int32; and it alone lists a learning rate.
+    """
     if keras_version is not None:
         return "keras3" if keras_version.split(".")[0] == "3" else "tf_keras"
     optimizer = root.at("optimizer/vars")
     if (root.at("vars") or root).attrs.get("name") or (optimizer or root).attrs.get("name"):
         return "keras3"
-    first = optimizer and optimizer.arrays.get("0")
-    return "keras3" if first and first.dtype.itemsize == 4 else "tf_keras"
+    first, second = (optimizer and optimizer.arrays.get(name) for name in ("0", "1"))
+    has_rate = second and not second.shape and second.dtype.kind == "f"
+    return "keras3" if has_rate or (first and first.dtype.itemsize == 4) else "tf_keras"
 
 
 def _splits(

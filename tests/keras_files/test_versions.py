@@ -1,0 +1,116 @@
+"""Files of Keras 3.0 to 3.9 and of TensorFlow 2.1 to 2.15: what each wrote is read, or refused with a remedy."""
+
+import functools
+import json
+import pathlib
+import re
+import tarfile
+
+import numpy as np
+import pytest
+
+import optax_kadam as ok
+
+VERSIONS = pathlib.Path(__file__).parents[1] / "golden" / "files" / "versions"
+SLOTS = {"mu": "m", "nu": "v", "nu_max": "vhat", "average": "average", "accumulator": "accum"}
+# Keras raised an error while it wrote this file, and left the layers after a Bidirectional out.
+REFUSED = {
+    ("keras3.0", f"{variant}.h5"): "must hold each layer that it lists. .* save it as `.keras`"
+    for variant in ("named", "plain", "all", "scaled", "policy")
+}
+ASKS = {
+    "config": r"Hand (over its configuration|it over): `load_keras\(path, config=optimizer.get_config\(\)\)`",
+    "trainable": r"hand over the variables: `load_keras\(path, trainable=model.trainable_variables\)`",
+}
+
+
+def samples():
+    """Yield the version and the name of each file that was recorded."""
+    for path in sorted(VERSIONS.glob("*.tar.xz")):
+        version = path.name.removesuffix(".tar.xz")
+        with tarfile.open(path) as archive:
+            names = sorted({name.partition("/")[0] for name in archive.getnames()})
+        for name in names:
+            if not name.endswith(".expected.npz"):
+                yield pytest.param(version, name, id=f"{version}-{name}")
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory):
+    """Return a function from a version to the folder in which its files are."""
+
+    @functools.cache
+    def unpacked(version):
+        folder = tmp_path_factory.mktemp(version)
+        with tarfile.open(VERSIONS / f"{version}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        return folder
+
+    return unpacked
+
+
+def expectations(path):
+    """Return what was recorded of the model that was saved at `path`, by name."""
+    variant = re.split("[._]", path.name)[0]
+    with np.load(path.with_name(f"{variant}.expected.npz")) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def assert_equal(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+
+
+def loaded(path, expected):
+    """Return the training in a file. What an error asks for is handed over."""
+    told = {
+        "config": json.loads(str(expected["config"])),
+        "trainable": [
+            expected[f"weight/{expected['weight_names'].tolist().index(n)}"] for n in expected["trainable_names"]
+        ],
+    }
+    arguments = {}
+    while True:
+        try:
+            training = ok.load_keras(path, **arguments)
+            if training.mu is not None:
+                training.transformation()
+            return training
+        except ValueError as error:
+            asked = next((name for name, message in ASKS.items() if re.search(message, str(error))), None)
+            if asked is None or asked in arguments:
+                raise
+            arguments[asked] = told[asked]
+
+
+@pytest.mark.filterwarnings("ignore:.* holds weights alone")
+@pytest.mark.parametrize(("version", "name"), list(samples()))
+def test_every_version_gives_its_arrays(version, name, recorded):
+    path = recorded(version) / name
+    expected = expectations(path)
+    names, all_names = (expected[key].tolist() for key in ("trainable_names", "weight_names"))
+    weights = {name: expected[f"weight/{i}"] for i, name in enumerate(all_names)}
+    if (version, name) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[version, name]):
+            loaded(path, expected)
+        return
+    training = loaded(path, expected)
+    if name.endswith("_export"):
+        assert training.mu is None and training.order is None
+        assert_equal([training.variables[name] for name in all_names], weights.values())
+        return
+    if not name.endswith(".weights.h5"):  # Only the newest versions write names there.
+        assert list(training.variables)[: len(names)] == names
+    assert_equal(training.variables.values(), [weights[n] for n in [*names, *(n for n in all_names if n not in names)]])
+    for slot, key in SLOTS.items():
+        found = getattr(training, slot)
+        assert (found is not None) == (f"{key}/0" in expected)
+        if found is not None:
+            assert list(found) == list(training.variables)[: len(names)]
+            assert_equal(found.values(), [expected[f"{key}/{i}"] for i in range(len(names))])
+    assert training.iterations == int(expected["iterations"])
+    for scalar in ("step_counter", "dynamic_scale"):
+        assert getattr(training, scalar) == (float(expected[scalar]) if scalar in expected else None)
+    assert np.float32(training.learning_rate) == expected["learning_rate"]
+    training.restore({name: training.variables[name] for name in training.mu}, tx=training.transformation())
