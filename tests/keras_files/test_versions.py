@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -114,3 +115,25 @@ def test_every_version_gives_its_arrays(version, name, recorded):
         assert getattr(training, scalar) == (float(expected[scalar]) if scalar in expected else None)
     assert np.float32(training.learning_rate) == expected["learning_rate"]
     training.restore({name: training.variables[name] for name in training.mu}, tx=training.transformation())
+
+
+def test_an_optimizer_that_compile_was_given_by_its_name_has_keras_defaults(recorded, tmp_path):
+    """Keras 3.0 and 3.3, and TensorFlow 2.12 to 2.15, save `"adam"` in the place of a configuration."""
+    shutil.unpack_archive(recorded("keras3.0") / "named.keras", tmp_path, "zip")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config["compile_config"]["optimizer"] == "adam"
+
+    def named(name, version):
+        path.write_text(json.dumps(config | {"compile_config": {"optimizer": name}}))
+        (tmp_path / "metadata.json").write_text(json.dumps({"keras_version": version}))
+        return ok.load_keras(tmp_path)
+
+    assert named("AdamW", "3.0.5").config["config"] == {} and named("AdamW", "3.0.5").generation == "keras3"
+    parameter = {"x": np.ones(1, np.float32)}
+    decayed, plain = (named(name, "3.0.5").transformation() for name in ("AdamW", "adam"))
+    zero = {"x": np.zeros(1, np.float32)}
+    assert decayed.update(zero, decayed.init(parameter), parameter)[0]["x"] == pytest.approx(-0.004 * 0.001, rel=0.01)
+    assert plain.update(zero, plain.init(parameter), parameter)[0]["x"] == 0.0
+    with pytest.raises(ValueError, match="`class_name` must be Keras's own Adam or AdamW, .* class_name='rmsprop'"):
+        named("rmsprop", "3.0.5")
