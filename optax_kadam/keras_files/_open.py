@@ -88,7 +88,9 @@ def _defaults_of(name: str, keras_version: str) -> Mapping[str, object]:
 
     Keras 3.0 to 3.4 and tf_keras save what `compile` was given: `"adam"`.
     """
-    arguments = {} if keras_version.startswith("3.") else {"is_legacy_optimizer": False}
+    arguments: dict[str, object] = {"learning_rate": 0.001}
+    if not keras_version.startswith("3."):
+        arguments["is_legacy_optimizer"] = False
     return {"module": "keras.optimizers", "class_name": name, "config": arguments}
 
 

@@ -98,7 +98,7 @@ def test_every_version_gives_its_arrays(version, name, recorded):
         return
     training = loaded(path, expected)
     if name.endswith("_export"):
-        assert training.mu is None and training.order is None
+        assert training.mu is None and training.order is None and set(training.variables) == set(all_names)
         assert_equal([training.variables[name] for name in all_names], weights.values())
         return
     if not name.endswith(".weights.h5"):  # Only the newest versions write names there.
@@ -111,8 +111,12 @@ def test_every_version_gives_its_arrays(version, name, recorded):
             assert list(found) == list(training.variables)[: len(names)]
             assert_equal(found.values(), [expected[f"{key}/{i}"] for i in range(len(names))])
     assert training.iterations == int(expected["iterations"])
+    has_scale = (
+        version.startswith("keras3") or not path.suffix
+    )  # The files of TensorFlow that are no checkpoints do not.
     for scalar in ("step_counter", "dynamic_scale"):
-        assert getattr(training, scalar) == (float(expected[scalar]) if scalar in expected else None)
+        wanted = float(expected[scalar]) if has_scale and scalar in expected else None
+        assert getattr(training, scalar) == wanted
     assert np.float32(training.learning_rate) == expected["learning_rate"]
     training.restore({name: training.variables[name] for name in training.mu}, tx=training.transformation())
 
@@ -129,7 +133,7 @@ def test_an_optimizer_that_compile_was_given_by_its_name_has_keras_defaults(reco
         (tmp_path / "metadata.json").write_text(json.dumps({"keras_version": version}))
         return ok.load_keras(tmp_path)
 
-    assert named("AdamW", "3.0.5").config["config"] == {} and named("AdamW", "3.0.5").generation == "keras3"
+    assert named("adam", "3.0.5").generation == "keras3" and named("adam", "3.0.5").learning_rate == np.float32(0.001)
     parameter = {"x": np.ones(1, np.float32)}
     decayed, plain = (named(name, "3.0.5").transformation() for name in ("AdamW", "adam"))
     zero = {"x": np.zeros(1, np.float32)}
