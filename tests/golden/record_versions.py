@@ -68,15 +68,10 @@ def loss_scale(keras):
 
 def set_policy(keras, name):
     """Set the policy of the layers that are made next."""
-    precision = getattr(keras, "mixed_precision", keras.config if hasattr(keras, "config") else None)
-    if hasattr(keras, "config") and hasattr(keras.config, "set_dtype_policy"):
-        keras.config.set_dtype_policy(name)
-    elif hasattr(precision, "set_global_policy"):
-        precision.set_global_policy(name)
-    elif hasattr(keras, "mixed_precision"):
-        precision.experimental.set_policy(name)
-    else:
-        keras.mixed_precision.set_dtype_policy(name)
+    modules = [getattr(keras, name, None) for name in ("config", "mixed_precision")]
+    modules.append(getattr(modules[1], "experimental", None))
+    names = ("set_dtype_policy", "set_global_policy", "set_policy")  # The newest first.
+    next(getattr(module, setter) for setter in names for module in modules if hasattr(module, setter))(name)
 
 
 def small_model(keras, variant):
@@ -114,7 +109,6 @@ def expectations(keras, model, is_keras3):
     expected.update({f"weight/{i}": number(v) for i, v in enumerate(model.weights)})
     if hasattr(optimizer, "get_slot_names"):
         names = optimizer.get_slot_names()
-        # A loss scale of TensorFlow hands the variables themselves on; a policy wraps them for casting.
         slots = {f"{s}/{i}": optimizer.get_slot(v, s) for s in names for i, v in enumerate(trained)}
     else:
         lists = {slot: getattr(optimizer, attribute, None) or [] for slot, attribute in SLOTS.items()}

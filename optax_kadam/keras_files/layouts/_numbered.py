@@ -46,7 +46,7 @@ def numbered_contents(
     parsed = None if config is None else parse(config)
     generation = parsed.generation if parsed else _generation(root, keras_version)
     optimizer = _optimizer(root, hints.optimizer)
-    inner = optimizer and (optimizer.at("inner_optimizer") or optimizer)
+    inner = optimizer and (_inside_a_scale(optimizer) or optimizer)
     arrays = numbered(inner.at("vars")) if inner else []
     name = str((inner.at("vars") or inner).attrs.get("name", "")) if inner else ""
     if parsed is None:
@@ -83,6 +83,11 @@ def numbered_contents(
     return Contents(generation, config, [*trained, *_others(variables, trained)], slots, order)
 
 
+def _inside_a_scale(optimizer: Group) -> Group | None:
+    """Return the optimizer inside a LossScaleOptimizer; TensorFlow 2.12 and 2.13 call it `_optimizer`."""
+    return optimizer.at("inner_optimizer") or optimizer.at("_optimizer")
+
+
 def _others(variables: Sequence[Variable], trained: Sequence[Variable]) -> list[Variable]:
     arrays = {id(variable.array) for variable in trained}
     left = [variable for variable in variables if id(variable.array) not in arrays]
@@ -108,7 +113,7 @@ def _optimizer(root: Group, name: str) -> Group | None:
 def _check_no_other_optimizer(root: Group, generation: Generation) -> None:
     """Raise if a group has the arrays of an optimizer under another name, as after a flipped bit in `optimizer`."""
     for name, group in root.groups.items():
-        lists = [numbered(group.at(path)) for path in ("vars", "inner_optimizer/vars")]
+        lists = [numbered(part.at("vars")) for part in (group, _inside_a_scale(group)) if part]
         if any(slots for arrays in lists for slots in _splits(arrays, generation, None, None)):
             raise ValueError(
                 f"The arrays of an optimizer must stand in a group `optimizer`. Received: them in {name!r}. "
@@ -235,7 +240,7 @@ def _split(
 
 def _with_scale(slots: Slots, optimizer: Group | None, generation: Generation) -> Slots:
     """Return the slots with the state of a LossScaleOptimizer around, which Keras 3 saves and tf_keras does not."""
-    outer = numbered(optimizer.at("vars")) if optimizer and optimizer.at("inner_optimizer") else []
+    outer = numbered(optimizer.at("vars")) if optimizer and _inside_a_scale(optimizer) else []
     if generation != "keras3" or not outer:
         return slots
     # These are iteration, [learning_rate], step_counter, dynamic_scale; those of the inner optimizer may follow.
