@@ -107,6 +107,8 @@ def save_keras(
                     f"`template` must hold its weights in one file, {WEIGHTS!r}. "
                     f"Received: template={str(template)!r}, with shards. Save the model without `max_shard_size`."
                 )
+            if not path.name.endswith(".weights.h5"):
+                _check_rate_is_kept(archive, rate)
             _write_from_archive(file, archive, replaced, rate, weights_alone=path.name.endswith(".weights.h5"))
         else:
             root = read_hdf5(source)
@@ -141,6 +143,22 @@ def _not_a_template(template: pathlib.Path) -> ValueError:
         f"`template` must be a `.keras`, `.weights.h5` or `.h5` file. Received: template={str(template)!r}. "
         "Save the model with `model.save('model.keras')`."
     )
+
+
+def _check_rate_is_kept(archive: Archive, rate: np.ndarray | None) -> None:
+    """Raise if the archive has a name, `"adam"`, where another learning rate than the default would stand.
+
+    Keras 3 keeps the rate with the moments too, tf_keras does not.
+    """
+    compiled = archive.json("config.json").get("compile_config")
+    optimizer = compiled.get("optimizer") if isinstance(compiled, dict) else None
+    is_kept = not isinstance(optimizer, str) or archive.keras_version().startswith("3.")
+    if not is_kept and rate is not None and rate != rate.dtype.type(0.001):
+        raise ValueError(
+            "`template` must hold the learning rate, so that another can stand there. Received: "
+            f"learning_rate={rate.item()} in `opt_state`, and a template whose optimizer is the name {optimizer!r}. "
+            "Compile its model with `keras.optimizers.Adam()`, and save it again."
+        )
 
 
 def _write_from_archive(

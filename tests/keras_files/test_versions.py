@@ -7,7 +7,9 @@ import re
 import shutil
 import tarfile
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_kadam as ok
@@ -141,3 +143,19 @@ def test_an_optimizer_that_compile_was_given_by_its_name_has_keras_defaults(reco
     assert plain.update(zero, plain.init(parameter), parameter)[0]["x"] == 0.0
     with pytest.raises(ValueError, match="`class_name` must be Keras's own Adam or AdamW, .* class_name='rmsprop'"):
         named("rmsprop", "3.0.5")
+
+
+@pytest.mark.parametrize(("version", "is_kept"), [("keras3.3", True), ("tf2.15", False)])
+def test_a_learning_rate_that_a_name_cannot_hold_is_not_lost(version, is_kept, recorded, tmp_path):
+    template, path = recorded(version) / "named.keras", tmp_path / "x.keras"
+    training = ok.load_keras(template)
+    params, state = training.restore({name: training.variables[name] for name in training.mu})
+    ok.save_keras(path, params, state, template=template)
+    assert ok.load_keras(path).learning_rate == training.learning_rate
+    state = optax.tree.set(state, learning_rate=jnp.float32(3e-4))
+    if is_kept:
+        ok.save_keras(path, params, state, template=template)
+        assert ok.load_keras(path).learning_rate == np.float32(3e-4)
+    else:
+        with pytest.raises(ValueError, match="`template` must hold the learning rate, .* the name 'adam'. Compile its"):
+            ok.save_keras(path, params, state, template=template)
