@@ -14,6 +14,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import optax
 
+from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._hdf5_attribute import attribute_patches
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
@@ -107,9 +108,8 @@ def save_keras(
                     f"`template` must hold its weights in one file, {WEIGHTS!r}. "
                     f"Received: template={str(template)!r}, with shards. Save the model without `max_shard_size`."
                 )
-            if not path.name.endswith(".weights.h5"):
-                _check_rate_is_kept(archive, rate)
-            _write_from_archive(file, archive, replaced, rate, weights_alone=path.name.endswith(".weights.h5"))
+            weights_alone = path.name.endswith(".weights.h5")
+            _write_from_archive(file, archive, contents, replaced, rate, weights_alone=weights_alone)
         else:
             root = read_hdf5(source)
             contents = hdf5_contents(root, hints)
@@ -145,24 +145,14 @@ def _not_a_template(template: pathlib.Path) -> ValueError:
     )
 
 
-def _check_rate_is_kept(archive: Archive, rate: np.ndarray | None) -> None:
-    """Raise if the archive has a name, `"adam"`, where another learning rate than the default would stand.
-
-    Keras 3 keeps the rate with the moments too, tf_keras does not.
-    """
-    compiled = archive.json("config.json").get("compile_config")
-    optimizer = compiled.get("optimizer") if isinstance(compiled, dict) else None
-    is_kept = not isinstance(optimizer, str) or archive.keras_version().startswith("3.")
-    if not is_kept and rate is not None and rate != rate.dtype.type(0.001):
-        raise ValueError(
-            "`template` must hold the learning rate, so that another can stand there. Received: "
-            f"learning_rate={rate.item()} in `opt_state`, and a template whose optimizer is the name {optimizer!r}. "
-            "Compile its model with `keras.optimizers.Adam()`, and save it again."
-        )
-
-
 def _write_from_archive(
-    file: BinaryIO, archive: Archive, replaced: Replaced, rate: np.ndarray | None, *, weights_alone: bool
+    file: BinaryIO,
+    archive: Archive,
+    contents: Contents,
+    replaced: Replaced,
+    rate: np.ndarray | None,
+    *,
+    weights_alone: bool,
 ) -> None:
     """Write a copy of `archive`, or of its weights alone, with other arrays and another learning rate."""
     if weights_alone:
@@ -175,7 +165,9 @@ def _write_from_archive(
             info.file_size = old.size  # From this, zipfile sees whether it needs 64 bits for the size.
             with new.open(info, "w") as member:
                 if name == "config.json":
-                    member.write(_with_rate(old.read(), old.name, ("compile_config", "optimizer"), rate))
+                    keys = ("compile_config", "optimizer")
+                    is_kept = contents.generation == "keras3"  # With the moments.
+                    member.write(_with_rate(old.read(), old.name, keys, rate, is_kept=is_kept))
                 else:
                     _copy(old, member, replaced if name == WEIGHTS else [])
 
@@ -184,7 +176,7 @@ def _write_from_hdf5(file: BinaryIO, source: Source, replaced: Replaced, text: o
     """Write a copy of the HDF5 file `source` with other arrays, and another rate in the configuration `text`."""
     patches, size = [], source.size
     if isinstance(text, str):
-        changed = _with_rate(text.encode(), source.name, ("optimizer_config",), rate).decode()
+        changed = _with_rate(text.encode(), source.name, ("optimizer_config",), rate, is_kept=True).decode()
         if changed != text:
             patches, size = attribute_patches(source, {"training_config": changed})
     _copy(source, file, replaced)
@@ -211,14 +203,22 @@ def _copy_part(old: Source, new: IO[bytes], start: int, end: int) -> None:
         new.write(old.read(place, min(_CHUNK, end - place)))
 
 
-def _with_rate(text: bytes, where: str, keys: Sequence[str], rate: np.ndarray | None) -> bytes:
+def _with_rate(text: bytes, where: str, keys: Sequence[str], rate: np.ndarray | None, *, is_kept: bool) -> bytes:
     """Return the JSON object `text` with another learning rate in the serialized optimizer that `keys` lead to.
 
-    It is written by `json.dumps`, as Keras does, and is unchanged if there is no other number to set.
+    It is written by `json.dumps`, as Keras does, and is unchanged if there is no other number to set. In the place of
+    the optimizer its name may stand, which has the default rate; `is_kept` says whether the file holds the rate itself
+    too.
     """
     whole = optimizer = parse_json(text, where, len(text))
     for key in keys:
         optimizer = optimizer.get(key) if isinstance(optimizer, dict) else None
+    if isinstance(optimizer, str) and not is_kept and rate is not None and rate != rate.dtype.type(0.001):
+        raise ValueError(
+            "`template` must hold the learning rate, so that another can stand there. Received: "
+            f"learning_rate={rate.item()} in `opt_state`, and a template whose optimizer is the name {optimizer!r}. "
+            "Compile its model with `keras.optimizers.Adam()`, and save it again."
+        )
     return json.dumps(whole).encode() if rate is not None and _set_rate(optimizer, rate) else text
 
 
