@@ -159,3 +159,14 @@ def test_a_learning_rate_that_a_name_cannot_hold_is_not_lost(version, is_kept, r
     else:
         with pytest.raises(ValueError, match="`template` must hold the learning rate, .* the name 'adam'. Compile its"):
             ok.save_keras(path, params, state, template=template)
+
+
+def test_a_slot_whose_variable_keras_3_0_does_not_name_is_refused(recorded, tmp_path):
+    """There, `kernel` of the cell in a layer `lstm` is `lstm/kernel`, and its slot `lstm_lstm_cell_kernel_momentum`."""
+    path = tmp_path / "x.h5"
+    content = (recorded("keras3.0") / "flat.h5").read_bytes()
+    assert content.count(b"sequential_dense_kernel_") == 4
+    path.write_bytes(content.replace(b"sequential_dense_kernel_", b"sequential_dense_kernem_"))
+    message = "must be the slot of one of the model's variables. .*kernem_momentum'. .* save the model as `.keras`"
+    with pytest.raises(ValueError, match=message):
+        ok.load_keras(path)
