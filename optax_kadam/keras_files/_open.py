@@ -86,7 +86,7 @@ def hdf5_contents(root: Group, hints: Hints) -> Contents:
 def _defaults_of(name: str, keras_version: str) -> Mapping[str, object]:
     """Return the configuration of an optimizer that was handed to `compile` by its name, with its default arguments.
 
-    Keras 3.0 to 3.4 and tf_keras save what `compile` was given: `"adam"`.
+    Keras 3.0 and 3.3, and TensorFlow 2.12 to 2.15, save what `compile` was given: `"adam"`.
     """
     arguments: dict[str, object] = {"learning_rate": 0.001}
     if not keras_version.startswith("3."):

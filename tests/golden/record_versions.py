@@ -136,7 +136,9 @@ def expectations(keras, model, is_keras3):
 
 def save(model, form, path):
     """Save to `path`, a path without an ending, in one form."""
-    if form in ("keras", "h5"):
+    if form == "tf_keras":  # TensorFlow 2.12 takes a path that ends in `.keras` for one of a `.h5` otherwise.
+        model.save(f"{path}.keras", save_format="keras")
+    elif form in ("keras", "h5"):
         model.save(f"{path}.{form}")
     elif form == "weights":
         model.save_weights(f"{path}.weights.h5")
@@ -167,7 +169,7 @@ def main():
 
     forms = ("keras", "weights", "ckpt") if is_keras3 else ("h5", "ckpt")
     if not is_keras3 and tuple(map(int, tf.__version__.split(".")[:2])) >= (2, 12):
-        forms = ("keras", "weights", *forms)
+        forms = ("tf_keras", "weights", *forms)
     folder = pathlib.Path(tempfile.mkdtemp())
     for variant, optimizer in variants(keras).items():
         keras.backend.clear_session()

@@ -119,6 +119,7 @@ def test_every_version_gives_its_arrays(version, name, recorded):
     for scalar in ("step_counter", "dynamic_scale"):
         wanted = float(expected[scalar]) if has_scale and scalar in expected else None
         assert getattr(training, scalar) == wanted
+    assert training.config["class_name"].startswith("LossScaleOptimizer") == ("dynamic_scale" in expected)
     assert np.float32(training.learning_rate) == expected["learning_rate"]
     training.restore({name: training.variables[name] for name in training.mu}, tx=training.transformation())
 

@@ -27,7 +27,7 @@ from optax_kadam.keras_files.layouts._claims import check_claimed
 from optax_kadam.keras_files.layouts._layers import OPTIMIZER, Model, numbered, read_layers
 from optax_kadam.keras_files.layouts._order import in_given_order, is_certain, listed, order_of
 
-# With the policy `mixed_float16`, Keras 3 puts this around the optimizer, and saves the config of the optimizer alone.
+# With the policy `mixed_float16`, Keras puts this around the optimizer, and saves the config of the optimizer alone.
 _SCALE = {"name": "loss_scale_optimizer", "initial_scale": 2.0**15, "dynamic_growth_steps": 2000}
 
 
@@ -76,7 +76,7 @@ def numbered_contents(
         )
     slots, trained = _fitting(splits, layers, parsed, hints.trainable)
     slots = _with_scale(slots, optimizer, generation)
-    if slots.dynamic_scale is not None and parsed and not parsed.loss_scale:
+    if optimizer and _inside_a_scale(optimizer) and parsed and not parsed.loss_scale:
         inside = {**_SCALE, "inner_optimizer": config}
         config = {"module": "keras.optimizers", "class_name": "LossScaleOptimizer", "config": inside}
     order = "given" if hints.trainable is not None else "listed" if is_certain(layers, trained) else "shapes"
@@ -166,7 +166,7 @@ def _fitting(
 def _generation(root: Group, keras_version: str | None) -> Generation:
     """Return the generation of a file without a configuration.
 
-    Keras 3 names its groups since 3.5; on JAX and torch it counts in int32; and it alone lists a learning rate.
+    Keras 3 names its groups (3.3 did not yet), or counts in int32 (on JAX and torch), or lists a learning rate.
     """
     if keras_version is not None:
         return "keras3" if keras_version.split(".")[0] == "3" else "tf_keras"
