@@ -137,7 +137,7 @@ def expectations(keras, model, is_keras3):
 def save(model, form, path):
     """Save to `path`, a path without an ending, in one form."""
     if form == "tf_keras":  # TensorFlow 2.12 takes a path that ends in `.keras` for one of a `.h5` otherwise.
-        model.save(f"{path}.keras", save_format="keras")
+        model.save(f"{path}.keras", save_format="keras_v3")
     elif form in ("keras", "h5"):
         model.save(f"{path}.{form}")
     elif form == "weights":

@@ -104,7 +104,10 @@ def test_every_version_gives_its_arrays(version, name, recorded):
         assert_equal([training.variables[name] for name in all_names], weights.values())
         return
     if not name.endswith(".weights.h5"):  # Only the newest versions write names there.
-        assert list(training.variables)[: len(names)] == names
+        wanted = names
+        if (version, path.suffix) == ("tf2.12", ".keras"):  # It numbers the cells, and does not write their names.
+            wanted = [re.sub(r"lstm_cell_\d", "lstm_cell", name) for name in names]
+        assert list(training.variables)[: len(names)] == wanted
     assert_equal(training.variables.values(), [weights[n] for n in [*names, *(n for n in all_names if n not in names)]])
     for slot, key in SLOTS.items():
         found = getattr(training, slot)
