@@ -32,7 +32,7 @@ class KerasTraining:
     """A training as Keras saved it: arrays by Keras's paths, in the order of `model.trainable_variables`.
 
     A path of Keras 3 is `variable.path`, such as `model/dense/kernel`; a path of tf_keras and of legacy Keras is the
-    name of the variable, such as `dense/kernel:0`. A `.weights.h5` file of tf_keras, or of Keras 3 before 3.6, holds no
+    name of the variable, such as `dense/kernel:0`. A `.weights.h5` file of tf_keras, or of Keras 3.3 and older, has no
     names: its paths are made of the default names of the layers.
 
     Args:

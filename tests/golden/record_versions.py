@@ -2,9 +2,17 @@
 
     python tests/golden/record_versions.py NAME [--out DIR]
 
-Writes `DIR/NAME.tar.xz` (DIR is `files/versions/` here), where NAME is that of the version: `keras3.3`, `tf2.8`. Runs
-with Python 3.7 to 3.11. The model has a Bidirectional LSTM, three equal dense layers and a batch normalisation, and is
-trained for three steps of Adam, once for each of `variants`. In the archive there are, for each variant:
+    tf2.1                      Python 3.7    tensorflow-cpu==2.1.4 "numpy<1.20" "protobuf<3.21" "h5py<3"
+    tf2.4                      Python 3.8    tensorflow-cpu==2.4.4 "numpy<1.20" "protobuf<3.21" "h5py<3.2"
+    tf2.8                      Python 3.8    tensorflow-cpu==2.8.4 "numpy<1.24" "protobuf<3.21"
+    tf2.12, tf2.13, tf2.15     Python 3.10   tensorflow-cpu==2.12.1, 2.13.1, 2.15.1
+    keras3.0, keras3.3         Python 3.11   keras==3.0.5, 3.3.3, tensorflow-cpu==2.16.2 "numpy<2"
+    keras3.6, keras3.9         Python 3.11   keras==3.6.0, 3.9.2, tensorflow-cpu==2.18.1
+    keras3.15                  Python 3.11   keras==3.15.1, tensorflow-cpu==2.21.0
+
+Writes `DIR/NAME.tar.xz` (DIR is `files/versions/` here), where NAME is that of the version: `keras3.3`, `tf2.8`.
+The model has a Bidirectional LSTM, three equal dense layers and a batch normalisation, and is trained for three steps
+of Adam, once for each of `variants`. In the archive there are, for each variant:
 
     <variant>.keras, .weights.h5, .h5      where the version writes them
     <variant>_ckpt/                        the folder of a `CheckpointManager`

@@ -1,4 +1,4 @@
-"""Files of Keras 3.0 to 3.9 and of TensorFlow 2.1 to 2.15: what each wrote is read, or refused with a remedy."""
+"""Files of Keras 3.0 to 3.15 and of TensorFlow 2.1 to 2.15: what each wrote is read, or refused with a remedy."""
 
 import functools
 import json
