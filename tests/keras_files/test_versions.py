@@ -87,6 +87,12 @@ def loaded(path, expected):
             arguments[asked] = told[asked]
 
 
+def test_all_versions_are_there():
+    versions = {parameter.values[0] for parameter in samples()}
+    keras3, tensorflow = (0, 3, 6, 9, 15), (1, 4, 8, 12, 13, 15)
+    assert versions == {f"keras3.{n}" for n in keras3} | {f"tf2.{n}" for n in tensorflow}
+
+
 @pytest.mark.filterwarnings("ignore:.* holds weights alone")
 @pytest.mark.parametrize(("version", "name"), list(samples()))
 def test_every_version_gives_its_arrays(version, name, recorded):
