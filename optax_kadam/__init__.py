@@ -46,14 +46,14 @@ from optax_kadam.embeddings._row_gradients import global_norm as global_norm
 from optax_kadam.embeddings._row_gradients import scale_gradients as scale_gradients
 from optax_kadam.embeddings._row_gradients import value_and_row_grad as value_and_row_grad
 from optax_kadam.embeddings._table import DeferredTable as DeferredTable
-from optax_kadam.keras_files._compare import compare as compare
-from optax_kadam.keras_files._comparison import Comparison as Comparison
 from optax_kadam.keras_files._live import update_model as update_model
-from optax_kadam.keras_files._record import record as record
 from optax_kadam.keras_files._save import save_keras as save_keras
 from optax_kadam.keras_files._suggest import suggest_rename as suggest_rename
 from optax_kadam.keras_files._training import KerasTraining as KerasTraining
 from optax_kadam.keras_files._training import load_keras as load_keras
+from optax_kadam.keras_files.comparing._compare import compare as compare
+from optax_kadam.keras_files.comparing._comparison import Comparison as Comparison
+from optax_kadam.keras_files.comparing._record import record as record
 from optax_kadam.stages._adam import ScaleByKadamState as ScaleByKadamState
 from optax_kadam.stages._adam import scale_by_kadam as scale_by_kadam
 from optax_kadam.stages._clip import clip_by_global_norm as clip_by_global_norm

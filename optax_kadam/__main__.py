@@ -230,7 +230,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    from optax_kadam.keras_files._compare import compare
+    from optax_kadam.keras_files.comparing._compare import compare
 
     rename = _rename(parser, arguments.rename)
     with _refusing(parser):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import optax_kadam as ok
-from optax_kadam.keras_files import _match, _origin
+from optax_kadam.keras_files.matching import _match, _origin
 
 from .helpers import keras_rules
 from .sparing import mostly_slow

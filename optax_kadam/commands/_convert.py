@@ -20,11 +20,11 @@ import orbax.checkpoint as ocp
 
 from optax_kadam.commands._progress import bars, lazy_arrays, reporting, reporting_growth, size
 from optax_kadam.keras_files._contents import Hints
-from optax_kadam.keras_files._match import model_name
 from optax_kadam.keras_files._open import opened
-from optax_kadam.keras_files._rename import renamed, unused_keys
 from optax_kadam.keras_files._training import KerasTraining, read
-from optax_kadam.keras_files._words import flax_path
+from optax_kadam.keras_files.matching._match import model_name
+from optax_kadam.keras_files.matching._rename import renamed, unused_keys
+from optax_kadam.keras_files.matching._words import flax_path
 
 
 def convert(path: pathlib.Path, out: pathlib.Path, hints: Hints, rename: Mapping[str, str]) -> str:

@@ -12,10 +12,10 @@ import optax
 from optax_kadam._gradients import RowUpdates
 from optax_kadam.commands._inspect import optimizer_text
 from optax_kadam.config._parse import parse
-from optax_kadam.keras_files._comparison import fitting
-from optax_kadam.keras_files._distance import Distance, distance, plain_array
-from optax_kadam.keras_files._recording import Gradient, Recording, read_recording
 from optax_kadam.keras_files._restore import SLOTS, get_all
+from optax_kadam.keras_files.comparing._comparison import fitting
+from optax_kadam.keras_files.comparing._distance import Distance, distance, plain_array
+from optax_kadam.keras_files.comparing._recording import Gradient, Recording, read_recording
 
 _WIDTH = 80
 # As a share of the movement, what TensorFlow's other order of a sum, or another formula for rows, makes of one step.

@@ -25,8 +25,8 @@ from optax_kadam.config._parse import OptimizerConfig, parse
 from optax_kadam.config._values import KERAS_PACKAGES, plain
 from optax_kadam.keras_files._contents import Contents, Slots, Variable, counted
 from optax_kadam.keras_files._lazy_array import LazyArray, aligned_empty
-from optax_kadam.keras_files._rename import Rename
 from optax_kadam.keras_files._replacements import replacements
+from optax_kadam.keras_files.matching._rename import Rename
 
 _CLASSES = ("Adam", "AdamW", "LossScaleOptimizer", "LossScaleOptimizerV3")
 # Where Keras 3 and tf_keras keep the list of a slot, and what the legacy optimizers call the slot.

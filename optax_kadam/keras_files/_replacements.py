@@ -10,11 +10,11 @@ import optax
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents
 from optax_kadam.keras_files._lazy_array import LazyArray
-from optax_kadam.keras_files._leaves import leaf_path
-from optax_kadam.keras_files._match import match_leaves
-from optax_kadam.keras_files._origin import Origin, variable_of
-from optax_kadam.keras_files._rename import Rename, unused_keys
-from optax_kadam.keras_files._words import converted_shape, same_but_for_ones
+from optax_kadam.keras_files.matching._leaves import leaf_path
+from optax_kadam.keras_files.matching._match import match_leaves
+from optax_kadam.keras_files.matching._origin import Origin, variable_of
+from optax_kadam.keras_files.matching._rename import Rename, unused_keys
+from optax_kadam.keras_files.matching._words import converted_shape, same_but_for_ones
 
 _BUILT = "Train it for a step in Keras, or call `optimizer.build(model.trainable_variables)`, and save it again."
 

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from optax_kadam.conversions import unchanged
-from optax_kadam.keras_files._leaves import Leaf, leaf_path
-from optax_kadam.keras_files._match import match_leaves
-from optax_kadam.keras_files._origin import Origin
-from optax_kadam.keras_files._rename import Rename
+from optax_kadam.keras_files.matching._leaves import Leaf, leaf_path
+from optax_kadam.keras_files.matching._match import match_leaves
+from optax_kadam.keras_files.matching._origin import Origin
+from optax_kadam.keras_files.matching._rename import Rename
 
 Arrays = Mapping[str, np.ndarray]
 Tree = TypeVar("Tree")

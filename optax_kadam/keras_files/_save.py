@@ -19,7 +19,6 @@ from optax_kadam.keras_files._hdf5_attribute import attribute_patches
 from optax_kadam.keras_files._json import parse_json
 from optax_kadam.keras_files._lazy_array import LazyArray
 from optax_kadam.keras_files._open import archive_contents, hdf5_contents, hints_of
-from optax_kadam.keras_files._rename import Rename
 from optax_kadam.keras_files._replacements import number_in, replacements
 from optax_kadam.keras_files._source import Files, Source
 from optax_kadam.keras_files._told import Trainable
@@ -28,6 +27,7 @@ from optax_kadam.keras_files.containers._archive import WEIGHTS, Archive
 from optax_kadam.keras_files.containers._hdf5 import SIGNATURE as HDF5_SIGNATURE
 from optax_kadam.keras_files.containers._hdf5 import read_hdf5
 from optax_kadam.keras_files.containers._zip import SIGNATURE as ZIP_SIGNATURE
+from optax_kadam.keras_files.matching._rename import Rename
 
 Replaced = list[tuple[LazyArray, np.ndarray]]
 

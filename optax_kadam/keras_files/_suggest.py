@@ -1,7 +1,7 @@
 """`suggest_rename`: the `rename` with which a training is restored into a tree whose names are not Keras's."""
 
-from optax_kadam.keras_files._match import suggest
 from optax_kadam.keras_files._training import KerasTraining
+from optax_kadam.keras_files.matching._match import suggest
 
 
 def suggest_rename(training: KerasTraining, params: object) -> dict[str, str]:

@@ -15,12 +15,12 @@ from optax_kadam.config._parse import Generation, OptimizerConfig, parse
 from optax_kadam.keras_files import _restore
 from optax_kadam.keras_files._contents import Contents, Order
 from optax_kadam.keras_files._lazy_array import LazyArray
-from optax_kadam.keras_files._leaves import is_flat
 from optax_kadam.keras_files._live import live_contents
 from optax_kadam.keras_files._open import hints_of, opened
-from optax_kadam.keras_files._rename import Rename
 from optax_kadam.keras_files._restore import Tree
 from optax_kadam.keras_files._told import Trainable
+from optax_kadam.keras_files.matching._leaves import is_flat
+from optax_kadam.keras_files.matching._rename import Rename
 from optax_kadam.stages._weight_decay import Mask
 
 Arrays = dict[str, np.ndarray]

@@ -126,7 +126,7 @@ TESTS = {
     "keras_files/_hdf5_attribute.py": _SAVED,
     "keras_files/_json.py": (*_ZIPS, *_READ),
     "keras_files/_lazy_array.py": (*_READ, *_CHECKPOINTS),
-    "keras_files/_match.py": (*_SAVED, *_RESTORED),
+    "keras_files/matching/_match.py": (*_SAVED, *_RESTORED),
     "keras_files/_named_arrays.py": (*_HDF5, *_READ),
     "keras_files/_open.py": (*_READ, *_ZIPS, *_CHECKPOINTS, *_SAVED),
     "keras_files/_protobuf.py": _CHECKPOINTS,

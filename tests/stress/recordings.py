@@ -24,7 +24,7 @@ import numpy as np
 
 import optax_kadam as ok
 from optax_kadam.commands._replay import replayed
-from optax_kadam.keras_files._recording import read_recording
+from optax_kadam.keras_files.comparing._recording import read_recording
 
 KIND = sys.argv[1] if len(sys.argv) > 1 else ""
 os.environ["KERAS_BACKEND"] = KIND if KIND in ("jax", "torch") else "tensorflow"  # Keras is imported below.

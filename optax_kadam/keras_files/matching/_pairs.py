@@ -10,8 +10,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from optax_kadam.conversions import Conversion
-from optax_kadam.keras_files._rename import renamed
-from optax_kadam.keras_files._words import (
+from optax_kadam.keras_files.matching._rename import renamed
+from optax_kadam.keras_files.matching._words import (
     LeafShape,
     Shape,
     bare,

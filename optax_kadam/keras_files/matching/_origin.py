@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optax_kadam.conversions import Conversion, unchanged
-from optax_kadam.keras_files._words import LeafShape, Shape, conversions, converted_shape, same_but_for_ones
+from optax_kadam.keras_files.matching._words import LeafShape, Shape, conversions, converted_shape, same_but_for_ones
 
 
 class Origin(NamedTuple):

@@ -8,13 +8,13 @@ import numpy as np
 
 from optax_kadam._kadam import kadam
 from optax_kadam.config._parse import OptimizerConfig
-from optax_kadam.keras_files._comparison import ArrayDifference, Comparison, NumberDifference
-from optax_kadam.keras_files._distance import distance, plain_array
-from optax_kadam.keras_files._match import check_skip, model_name, starts_with
-from optax_kadam.keras_files._rename import Rename
-from optax_kadam.keras_files._side import KEPT_NUMBERS, Side, Trained, side_of
-from optax_kadam.keras_files._together import together
-from optax_kadam.keras_files._words import bare
+from optax_kadam.keras_files.comparing._comparison import ArrayDifference, Comparison, NumberDifference
+from optax_kadam.keras_files.comparing._distance import distance, plain_array
+from optax_kadam.keras_files.comparing._side import KEPT_NUMBERS, Side, Trained, side_of
+from optax_kadam.keras_files.comparing._together import together
+from optax_kadam.keras_files.matching._match import check_skip, model_name, starts_with
+from optax_kadam.keras_files.matching._rename import Rename
+from optax_kadam.keras_files.matching._words import bare
 
 _ALONE = {side: f"in {side} alone" for side in "ab"}
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_kadam.keras_files import _distance
-from optax_kadam.keras_files._distance import distance, plain_array
+from optax_kadam.keras_files.comparing import _distance
+from optax_kadam.keras_files.comparing._distance import distance, plain_array
 
-from ..helpers import ulp
+from ...helpers import ulp
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn"])

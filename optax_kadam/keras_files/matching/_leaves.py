@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_kadam.keras_files._words import LeafShape
+from optax_kadam.keras_files.matching._words import LeafShape
 
 Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import jax
 
-from optax_kadam.keras_files._leaves import is_flat, leaf_path, leaves_of
-from optax_kadam.keras_files._origin import Origin, check_moves_only, origin_of
-from optax_kadam.keras_files._pairs import paired
-from optax_kadam.keras_files._rename import Rename, check_rename, renamed
-from optax_kadam.keras_files._words import LeafShape, Names, Shape, bare, flax_path, library_names
+from optax_kadam.keras_files.matching._leaves import is_flat, leaf_path, leaves_of
+from optax_kadam.keras_files.matching._origin import Origin, check_moves_only, origin_of
+from optax_kadam.keras_files.matching._pairs import paired
+from optax_kadam.keras_files.matching._rename import Rename, check_rename, renamed
+from optax_kadam.keras_files.matching._words import LeafShape, Names, Shape, bare, flax_path, library_names
 
 
 def match_leaves(

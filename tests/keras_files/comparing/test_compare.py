@@ -17,14 +17,14 @@ from flax import nnx
 
 import optax_kadam as ok
 from optax_kadam.commands._convert import convert
-from optax_kadam.keras_files._comparison import NumberDifference
 from optax_kadam.keras_files._open import hints_of
+from optax_kadam.keras_files.comparing._comparison import NumberDifference
 
-from ..helpers import keras_rules
+from ...helpers import keras_rules
 
 keras = pytest.importorskip("keras")
 
-FILES = pathlib.Path(__file__).parents[1] / "golden" / "files"
+FILES = pathlib.Path(__file__).parents[2] / "golden" / "files"
 TRAINING = ok.load_keras(FILES / "k3j" / "amsgrad.keras")
 TRAINED = {path: TRAINING.variables[path] for path in TRAINING.mu}
 STATISTICS = {path: array for path, array in TRAINING.variables.items() if path not in TRAINED}

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_kadam.config._parse import OptimizerConfig, parse
-from optax_kadam.keras_files._leaves import is_flat, leaf_path, leaves_of
-from optax_kadam.keras_files._orbax import is_orbax, read_orbax
 from optax_kadam.keras_files._restore import COUNTS, SLOTS
 from optax_kadam.keras_files._training import KerasTraining, load_keras
-from optax_kadam.keras_files._words import LeafShape
+from optax_kadam.keras_files.comparing._orbax import is_orbax, read_orbax
+from optax_kadam.keras_files.matching._leaves import is_flat, leaf_path, leaves_of
+from optax_kadam.keras_files.matching._words import LeafShape
 
 Trained: TypeAlias = Any  # A path, a `KerasTraining`, `(params, opt_state)`, or parameters alone.
 WEIGHTS, OTHERS = "weights", "state"

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_kadam.keras_files._distance import plain_array
-from optax_kadam.keras_files._match import match_some, model_name
-from optax_kadam.keras_files._origin import Origin, variable_of
-from optax_kadam.keras_files._rename import Rename
-from optax_kadam.keras_files._side import OTHERS, Side
-from optax_kadam.keras_files._words import Shape, bare, converted_shape, same_but_for_ones
+from optax_kadam.keras_files.comparing._distance import plain_array
+from optax_kadam.keras_files.comparing._side import OTHERS, Side
+from optax_kadam.keras_files.matching._match import match_some, model_name
+from optax_kadam.keras_files.matching._origin import Origin, variable_of
+from optax_kadam.keras_files.matching._rename import Rename
+from optax_kadam.keras_files.matching._words import Shape, bare, converted_shape, same_but_for_ones
 
 
 class Together(NamedTuple):

@@ -15,10 +15,10 @@ import pytest
 import optax_kadam as ok
 from optax_kadam.__main__ import main
 from optax_kadam.commands._replay import replay, replayed
-from optax_kadam.keras_files._recording import Recording, Step, read_recording
+from optax_kadam.keras_files.comparing._recording import Recording, Step, read_recording
 
-from ..helpers import keras_rules
-from ..sparing import mostly_slow
+from ...helpers import keras_rules
+from ...sparing import mostly_slow
 
 keras = pytest.importorskip("keras")
 optimizers = keras.optimizers

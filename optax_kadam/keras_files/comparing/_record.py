@@ -20,9 +20,9 @@ from jax.core import Tracer
 from optax_kadam import _check
 from optax_kadam.config._parse import parse
 from optax_kadam.keras_files._live import live_contents, serialized
-from optax_kadam.keras_files._recording import Gradient, Recording, Step
 from optax_kadam.keras_files._training import KerasTraining, read
 from optax_kadam.keras_files._whole_file import whole_file
+from optax_kadam.keras_files.comparing._recording import Gradient, Recording, Step
 
 _EAGERLY = "Compile the model anew with `run_eagerly=True, jit_compile=False`, or take the steps outside of functions."
 
