@@ -120,6 +120,6 @@ def assert_near(actual, expected):
         scale = 0
         if name.startswith("0.") or ".average." in name or ".values." in name:
             scale = 1
-        elif any(f".{moment}." in name for moment in ("mu", "nu", "nu_max")):
+        elif any(f".{moment}." in name for moment in ("mu", "nu", "nu_max", "gradient_norm")):
             scale = abs(want).max()
         np.testing.assert_allclose(actual[name], want, rtol=0, atol=BOUND * scale, err_msg=name)
