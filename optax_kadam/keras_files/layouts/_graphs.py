@@ -230,7 +230,8 @@ class _Graph:
     def listed_slots(self, optimizer: Node, model: Sequence[int]) -> tuple[Slots, list[int]]:
         """Return the slots of an optimizer that keeps them in lists, and the nodes of their variables."""
         children = optimizer.children
-        if is_keras3 := "_trainable_variables" in children and "_variables" in children:
+        is_keras3 = "_trainable_variables" in children
+        if is_keras3 and "_variables" in children:
             # Keras 3.3 to 3.9 filled their lists of slots after TensorFlow had looked at them, so that they are empty
             # in the graph, or some of them are. The list of all its variables was always filled in time.
             every = [(index, str(self._nodes[index].full_name)) for index in self._list(children["_variables"])]
