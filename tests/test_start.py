@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 IMPORT = """
@@ -49,7 +50,8 @@ def test_an_import_loads_nothing_beside_the_core():
 
 @pytest.mark.slow
 def test_a_second_process_compiles_no_step_again(tmp_path):
-    """JAX's persistent cache keeps no program with a host callback: what is asked at every step is compiled again."""
+    """The persistent cache of jax 0.10 keeps no program with a host callback, so not what asks for its rate."""
     first, second = (json.loads(run(STEPS, str(tmp_path))) for _ in range(2))
-    assert first == {"number": [0, 1], "schedule": [0, 1], "callable": [0, 0]}
-    assert second == {"number": [1, 0], "schedule": [1, 0], "callable": [0, 0]}
+    keeps_callbacks = jax.__version_info__ >= (0, 11)
+    assert first == {"number": [0, 1], "schedule": [0, 1], "callable": [0, int(keeps_callbacks)]}
+    assert second == {"number": [1, 0], "schedule": [1, 0], "callable": [int(keeps_callbacks), 0]}
