@@ -274,8 +274,6 @@ def test_excluded_by_name_as_in_keras_to_the_bit(jit):
 def test_keras_3_on_jax_does_not_search_the_name_of_a_layer():
     """The difference that the documentation names."""
     keras = pytest.importorskip("keras")
-    if keras.backend.backend() != "jax":
-        pytest.skip("Keras runs on another backend.")
     with keras_rules():
         model = keras.Sequential([keras.Input((4,)), keras.layers.LayerNormalization(name="LayerNorm")])
         optimizer = keras.optimizers.AdamW()

@@ -58,8 +58,8 @@ class DeferredTable(RateHeld, _Fields):
       last_visit: how many steps each row has taken, shape=(rows,), int32.
       iterations: how many steps the table has taken, shape=(), int32.
       learning_rate: what the last step used, shape=(), float32. `optax.tree.set` changes it.
-      missed: what the steps since each possible last visit add up to.
-      made_by: the betas and switches that the table was made with; no array, but a part of the structure.
+      missed: what the steps since each possible last visit add up to, in a dict of one entry. Its key says by which
+        betas and switches the table was made: a part of the structure, and of what a checkpoint calls the arrays.
     """
 
     __slots__ = ()
