@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks._race import Contender, Session
 from benchmarks._shapes import Shapes
-from benchmarks._side_by_side import Contender, Session
 
 Gradients = dict[str, np.ndarray]
 _PIECE = 2**26  # So many elements are swept at a time, more than any cache holds.

@@ -19,56 +19,40 @@ import optax
 
 import optax_kadam as ok
 from benchmarks import _steps
-from benchmarks._race import Aim, Race, Round
-from benchmarks._side_by_side import Builder, Contender, Session
+from benchmarks._race import Contender, Session
 
 WIDTH, BATCHES = 64, 16
 OURS = "deferred_rows"
 TABLES = ok.deferred_rows()
-# The ratios to each peer, at most, that are aimed at for the largest table.
-AIMS = {"lazy Adam": 2.0, "optax.adam": 1 / 20, "Keras": 1 / 20, "torch SparseAdam": None}
 Batch = tuple[jax.Array, jax.Array]  # The indices, and what their rows should become.
 
 
 def run(session: Session) -> None:
     """Measure each size beside the peers, and ours from size to size."""
-    session.one_table = True
     sizes = (100, 200, 300) if session.quick else (10**5, 10**6, 10**7)
     batches = {size: _batches(session, size) for size in sizes}
-    for size in sizes:
-        aims = tuple(Aim(OURS, name, at_most) for name, at_most in AIMS.items() if size == sizes[-1])
-        title = f"{_in_words(size)} rows: a step"
-        if rounds := _beside(session, title, size, batches[size]):
-            session.keep(Race(title, rounds, (OURS,), aims, size=size))
-    names = {size: f"{_in_words(size)} rows" for size in sizes}
-    builders = {names[size]: partial(_deferred, session, size, batches[size]) for size in sizes}
-    aims = Aim(names[sizes[-1]], names[sizes[0]], 1.3)
-    session.race(f"{OURS} by size", builders, (names[sizes[0]],), (aims,), needs=3 * _bytes(sum(sizes)))
-
-
-def _in_words(size: int) -> str:
-    digits = f"{size}"
-    return f"10^{len(digits) - 1}" if len(digits) > 4 and int(digits[1:]) == 0 and digits[0] == "1" else f"{size:,}"
-
-
-def _beside(session: Session, title: str, size: int, batches: list[Batch]) -> list[Round]:
-    """Return rounds of ours with one peer after the other."""
     # Each peer, and how many arrays of the table's size it holds, with the gradient and what XLA puts aside.
-    peers: dict[str, tuple[Any, int]] = {
+    peers = {
         "lazy Adam": (_lazy, 3),
         "torch SparseAdam": (_torch, 3),
         "kadam RowUpdates": (_row_updates, 4),
         "optax.adam": (_dense, 4),
         "Keras": (_keras, 4),
     }
-    rounds: list[Round] = []
-    for name, (build, arrays) in peers.items():
-        builders: dict[str, Builder] = {
-            OURS: partial(_deferred, session, size, batches),
-            name: partial(build, session, size, batches),
-        }
-        rounds += session.measure(f"{title}, beside {name}", builders, (3 + arrays) * _bytes(size))[0]
-    return rounds
+    for size in sizes:
+        for name, (build, arrays) in peers.items():
+            builders = {
+                OURS: partial(_deferred, session, size, batches[size]),
+                name: partial(build, session, size, batches[size]),
+            }
+            session.race(_in_words(size), builders, [(OURS, name)], needs=(3 + arrays) * _bytes(size))
+    names = {size: f"{OURS}, {_in_words(size)}" for size in (sizes[-1], sizes[0])}
+    builders = {name: partial(_deferred, session, size, batches[size]) for size, name in names.items()}
+    session.race("by size", builders, [(names[sizes[-1]], names[sizes[0]])], needs=3 * _bytes(sizes[0] + sizes[-1]))
+
+
+def _in_words(size: int) -> str:
+    return f"10^{len(str(size)) - 1} rows" if size >= 10**4 else f"{size} rows"
 
 
 def _bytes(size: int) -> int:

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import optax_kadam as ok
-from benchmarks._hlo import Work, computations, shapes, work
+
+from .hlo import Work, computations, shapes, work
 
 pytestmark = pytest.mark.compiler
 

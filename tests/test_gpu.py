@@ -16,7 +16,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import optax_kadam as ok
-from benchmarks._hlo import Work, aliased, opcodes, work
+
+from .hlo import Work, aliased, opcodes, work
 
 pytestmark = pytest.mark.gpu
 

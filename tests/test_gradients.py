@@ -11,9 +11,9 @@ from flax import nnx
 from jax.experimental import sparse
 
 import optax_kadam as ok
-from benchmarks._hlo import aliased
 
 from .helpers import CASES, INPUTS, build, flatten, golden, share, split, ulp
+from .hlo import aliased
 
 ROWS, ROW = 17, (5,)
 KWARGS = {

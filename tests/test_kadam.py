@@ -12,7 +12,8 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import optax_kadam as ok
-from benchmarks._hlo import aliased, shapes
+
+from .hlo import aliased, shapes
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(32, 4)), jnp.float32)
 Y = X @ jnp.array([[1.0], [-2.0], [0.5], [3.0]])

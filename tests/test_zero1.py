@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 import optax_kadam as ok
-from benchmarks._hlo import aliased, collectives
 
+from .hlo import aliased, collectives
 from .pods.meshes import LEAST, P, furthest, mesh_of, shardings_of, train, tree
 from .sparing import mostly_slow, quick_jit
 

@@ -14,11 +14,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
-from benchmarks._hlo import aliased, computations, opcodes
 from optax_kadam.embeddings import _catch_up
 from optax_kadam.embeddings._deferred import DeferredRows, deferred_rows
 
 from ..helpers import share
+from ..hlo import aliased, computations, opcodes
 from ..sparing import mostly_slow, quick_jit
 
 BETAS = [(0.9, 0.999), (0.9, 0.99), (0.9, 0.95), (0.95, 0.98), (0.99, 0.999), (0.0, 0.999)]

@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
-from benchmarks._hlo import aliased, opcodes
 
 from ..helpers import share
+from ..hlo import aliased, opcodes
 from ..sparing import mostly_slow, quick_jit
 
 # Two users' features, three of items', of which two share a table.

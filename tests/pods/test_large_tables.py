@@ -12,8 +12,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import _hlo
-
+from .. import hlo
 from .divided_tables import by_shard_map, by_the_compiler, embeddings_of, specs_of
 from .meshes import mesh_of
 from .test_tpu import mesh_of as tpu_mesh_of
@@ -46,7 +45,7 @@ def batch_of(seed):
 
 
 def all_shapes(text):
-    return {array.shape for one in _hlo.computations(text) for line in one.values() for array in line.results}
+    return {array.shape for one in hlo.computations(text) for line in one.values() for array in line.results}
 
 
 def begin(key, sharding):
@@ -88,10 +87,10 @@ def test_ten_million_rows_over_eight_devices_train_as_on_one():
         compiled = jax.jit(step, donate_argnums=0).lower(tables, *jax.tree.map(put, batch_of(0))).compile()
         text, memory = compiled.as_text(), compiled.memory_analysis()
         assert not any(shape[:1] == (ROWS,) for shape in all_shapes(text))  # No table is gathered,
-        assert (ROWS // 8, WIDTH) not in _hlo.shapes(text, "copy")  # nor copied, but updated in place.
-        assert _hlo.aliased(text) == len(jax.tree.leaves(tables))
+        assert (ROWS // 8, WIDTH) not in hlo.shapes(text, "copy")  # nor copied, but updated in place.
+        assert hlo.aliased(text) == len(jax.tree.leaves(tables))
         assert memory.temp_size_in_bytes < 0.02 * memory.argument_size_in_bytes
-        assert sum(_hlo.sent(text).values()) <= most  # The ids, rows and gradients of the batch alone are 0.28 MB.
+        assert sum(hlo.sent(text).values()) <= most  # The ids, rows and gradients of the batch alone are 0.28 MB.
         found_losses, found_rows, tables = trained(tables, step, put)
         assert np.abs(found_losses - losses).max() <= 5e-7  # 1.2e-7 was measured.
         assert np.abs(found_rows - rows).max() <= 1e-6  # 2.4e-7 was measured.
@@ -120,10 +119,10 @@ def tpu_case(width, how, layout):
         rows * (3 * width * 4 + 4) / 256,
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
-        _hlo.aliased(text) - len(jax.tree.leaves(tables)),
-        sum(shape == (rows // 256, width) for shape in _hlo.shapes(text, "copy", "copy-start")),
-        _hlo.collectives(text),
-        _hlo.sent(text),
+        hlo.aliased(text) - len(jax.tree.leaves(tables)),
+        sum(shape == (rows // 256, width) for shape in hlo.shapes(text, "copy", "copy-start")),
+        hlo.collectives(text),
+        hlo.sent(text),
     )
 
 

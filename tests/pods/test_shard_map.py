@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import optax_kadam as ok
-from benchmarks._hlo import collectives
 
+from ..hlo import collectives
 from ..sparing import mostly_slow, quick_jit
 from .meshes import LEAST, MESHES, P, furthest, mesh_of, step_of, train, tree
 

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import optax_kadam as ok
-from benchmarks._hlo import collectives
 
+from ..hlo import collectives
 from ..sparing import mostly_slow, quick_jit
 from .meshes import LEAST, MESHES, SUMS, P, furthest, mesh_of, shardings_of, step_of, train, tree
 

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import optax_kadam as ok
-from benchmarks._hlo import collectives, shapes
 
+from ..hlo import collectives, shapes
 from ..sparing import mostly_slow, quick_jit
 from .meshes import LEAST, P, furthest, mesh_of, train
 

@@ -18,8 +18,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
-from benchmarks import _hlo
 
+from .. import hlo
 from ..test_gpu import device
 from . import test_tpu
 from .meshes import LEAST, furthest, mesh_of, tree
@@ -143,7 +143,7 @@ def measure(target, step, trains, sizes):
         (needed + memory.temp_size_in_bytes) / 2**20,
         memory.host_argument_size_in_bytes / 2**20,
         len(re.findall(r" copy-start\(", text)),
-        _hlo.aliased(text),
+        hlo.aliased(text),
         len(jax.tree.leaves((params, state))),
     )
 

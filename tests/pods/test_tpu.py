@@ -22,7 +22,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_kadam as ok
-from benchmarks import _hlo
+
+from .. import hlo
 
 pytestmark = pytest.mark.tpu
 
@@ -130,11 +131,11 @@ def measure(topology, slices, tree, step, *, tx=None, donate=(1, 2), zero1=False
     norms = [norm for _, norm in optax.tree.get_all_with_path(state, "gradient_norm")]  # The old ones are not read.
     of_device = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
     return Figures(
-        _hlo.collectives(text),
-        _hlo.aliased(text),
+        hlo.collectives(text),
+        hlo.aliased(text),
         len(jax.tree.leaves((params, state))) - len(jax.tree.leaves(norms)),
-        len(_hlo.copies_to_hbm(text)),
-        float(_hlo.hbm_bytes(text) / (bytes_per_parameter * of_device)),
+        len(hlo.copies_to_hbm(text)),
+        float(hlo.hbm_bytes(text) / (bytes_per_parameter * of_device)),
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
         time.perf_counter() - start,
@@ -178,8 +179,8 @@ def test_a_deferred_table_is_copied_unless_its_rows_fill_the_lanes(width, copies
     batch = jax.ShapeDtypeStruct((512,), jnp.int32), jax.ShapeDtypeStruct((512, width), jnp.float32)
     compiled = jax.jit(step, donate_argnums=0).lower(*jax.tree.map(there, (table, *batch))).compile()
     text = compiled.as_text() or ""
-    assert _hlo.shapes(text, "copy", "copy-start").count((rows, width)) == copies
-    assert _hlo.aliased(text) == len(jax.tree.leaves(table))
+    assert hlo.shapes(text, "copy", "copy-start").count((rows, width)) == copies
+    assert hlo.aliased(text) == len(jax.tree.leaves(table))
 
 
 def keep_params():
