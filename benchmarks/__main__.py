@@ -33,18 +33,20 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parse(arguments)
     sessions = [Session(question, given.rounds, given.quick) for question in given.questions]
     failed = []
-    for session in sessions:
-        try:
-            importlib.import_module(f"benchmarks.{session.question}").run(session)
-        except Exception:  # The other questions can still be measured.
-            traceback.print_exc()
-            failed.append(session.question)
-        jax.clear_caches()
-        gc.collect()
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
-    _report.show(sessions, console)
-    _report.write(sessions, given.out)
-    console.print(f"Written to {given.out}: summary.md, summary.png, figures.json.")
+    try:
+        for session in sessions:
+            try:
+                importlib.import_module(f"benchmarks.{session.question}").run(session)
+            except Exception:  # The other questions can still be measured.
+                traceback.print_exc()
+                failed.append(session.question)
+            jax.clear_caches()
+            gc.collect()
+    finally:  # After Ctrl-C, too, what was measured is shown.
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+        _report.show(sessions, console)
+        _report.write(sessions, given.out)
+        console.print(f"Written to {given.out}: summary.md, summary.png, figures.json.")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
