@@ -2,7 +2,6 @@
 
 Frozen embeddings, no decay of biases or norms, a schedule, evaluation of the average, a checkpoint and the return to
 it; then tuning at a rate that is halved on a plateau. Keras does it too: `python docs/port_a_transformer.py` compares.
-(With ReLU the losses may part by 7e-4, as the last bit of a number decides on which side of 0 a unit falls.)
 """
 
 import os
@@ -39,8 +38,8 @@ def train_in_keras():
     adam = keras.optimizers.AdamW(schedule, weight_decay=0.05, global_clipnorm=1.0, use_ema=True, ema_momentum=0.9)
     adam.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(adam, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    options, saved = {"batch_size": 32, "shuffle": False, "verbose": 0}, keras.callbacks.ModelCheckpoint(FILE)
-    fit = model.fit(TOKENS, LABELS, epochs=4, callbacks=[saved], **options)
+    options = {"batch_size": 32, "shuffle": False, "verbose": 0}
+    fit = model.fit(TOKENS, LABELS, epochs=4, callbacks=[keras.callbacks.ModelCheckpoint(FILE)], **options)
     average = model.evaluate(TOKENS, LABELS, verbose=0)  # `fit` ends by overwriting the weights with their average.
     model.compile(keras.optimizers.Adam(0.002), model.loss)
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=0.06)
