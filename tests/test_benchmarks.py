@@ -102,11 +102,21 @@ def test_a_short_step_is_repeated_until_it_can_be_timed():
     assert len(steps) == 1
 
 
-def test_what_does_not_fit_is_left_out():
-    session = Session("")
-    session.race("a case", {"a": lambda: pytest.fail("built")}, (), needs=10**18)
+def test_the_first_rounds_are_not_counted():
+    session, turns = Session("rows", rounds=3), iter([9.0, 9.0, 1.0, 2.0, 3.0])
+    session.race("a case", {"a": lambda: lambda: next(turns), "b": lambda: lambda: 1.0}, [("a", "b")])
+    assert [measured["a"] for measured in session.raw[0]["rounds"]] == [1.0, 2.0, 3.0]
+    assert session.ratios[0].median == 2.0 and session.ratios[0].upper == 2.5
+
+
+def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("benchmarks._race._free_memory", lambda: 10**9)
+    session = Session("", rounds=1)
+    session.race("a case", {"a": lambda: pytest.fail("built")}, (), needs=10**9 + 1)
     assert not session.ratios and not session.raw
-    assert session.notes[0].startswith("a case: left out, needs 1000000000.0 GB of memory where ")
+    assert session.notes == ["a case: left out, needs 1.0 GB of memory where 1.0 are free"]
+    session.race("a case", {"a": lambda: lambda: 1.0}, (), needs=10**9)
+    assert len(session.raw) == 1
 
 
 @pytest.mark.parametrize(
