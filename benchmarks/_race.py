@@ -77,7 +77,7 @@ class Session:
           builders: by their names, the functions that set the contenders up.
           pairs: the names of ours and of the peer.
           needs: how many bytes of memory must be free; without them the case is left out, with a note.
-          rounds: how many are counted, if not as many as the session's.
+          rounds: how many are counted, if fewer than the session's.
           warm_up: how many come before these.
         """
         if needs > (free := _free_memory()):

@@ -95,10 +95,10 @@ def draw(sessions: Sequence[Session], path: pathlib.Path) -> None:
 
 def _cells(one: Ratio) -> tuple[str, ...]:
     times = (f"{1e3 * seconds:.3g}" for seconds in (one.ours_least, one.peer_least))
-    quartiles = (
-        f" ({_text(one.lower)} to {_text(one.upper)})" if one.lower < one.upper else ""
-    )  # None of a single round.
-    return one.ours, one.peer, *times, _text(one.of_least), _text(one.median) + quartiles
+    ratio = _text(one.median)
+    if one.lower < one.upper:  # A single round has no quartiles.
+        ratio += f" ({_text(one.lower)} to {_text(one.upper)})"
+    return one.ours, one.peer, *times, _text(one.of_least), ratio
 
 
 def _text(ratio: float) -> str:
